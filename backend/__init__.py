@@ -1,0 +1,1 @@
+"""The Label Studio ML backend: features, head, uncertainty, acquisition, retraining and rescoring."""
