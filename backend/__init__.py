@@ -1,1 +1,1 @@
-"""The Label Studio ML backend: features, head, uncertainty, acquisition, retraining and rescoring."""
+"""The Label Studio ML backend: features, head, uncertainty, queue order, retraining, rescoring."""

@@ -1,1 +1,1 @@
-"""From files of cells to a Label Studio project and back: reading, segmentation, rendering, import, export."""
+"""From files of cells to a Label Studio project and back: reading, cutting, import, export."""
