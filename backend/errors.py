@@ -1,0 +1,51 @@
+"""Errors of the ML backend; the tree continues `converters.errors`.
+
+CellAIError
+  + BackendError               exit code 1, HTTP 500
+  |   - WeightsError           no usable ImageNet weights
+  |   - PredictionError        one task cannot be predicted; never fails the batch
+  |   - ParametersError        the project's extra parameters are wrong (HTTP 400)
+  |   - ModelNotFoundError     the registry has no such version
+  |   - ModelCorruptError      a stored version does not match its checksum
+  + TrainingError              the job fails, the serving version stays
+      - SingleClassError       fewer than two classes have a label
+      - DivergedError          the loss or a weight is not finite
+"""
+
+from converters.errors import CellAIError
+
+
+class BackendError(CellAIError):
+    """The backend cannot do what was asked."""
+
+
+class WeightsError(BackendError):
+    """No usable ImageNet weights of the trunk."""
+
+
+class PredictionError(BackendError):
+    """One task cannot be predicted."""
+
+
+class ParametersError(BackendError):
+    """The extra parameters of a project are wrong."""
+
+
+class ModelNotFoundError(BackendError):
+    """The registry has no such version."""
+
+
+class ModelCorruptError(BackendError):
+    """A stored version does not match its checksum."""
+
+
+class TrainingError(CellAIError):
+    """A head could not be trained."""
+
+
+class SingleClassError(TrainingError):
+    """Fewer than two classes have a label."""
+
+
+class DivergedError(TrainingError):
+    """The loss or a weight is not finite."""

@@ -1,0 +1,151 @@
+"""From a task to pixels: which picture the model looks at, where it lies, and reading it safely.
+
+A task is user input. Local-files pictures are read from the shared folder and only from
+there; anything else is asked from Label Studio itself. No other host is ever contacted.
+"""
+
+import base64
+import binascii
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from backend.errors import PredictionError
+from backend.label_studio import LabelStudioClient
+from converters.errors import LabelStudioError
+
+# The channel stack made for the model first, else what the annotator sees.
+PICTURE_KEYS = ("model_input", "image", "phase", "amplitude")
+MAX_PIXELS = 4096 * 4096
+LOCAL_FILES = "/data/local-files/"
+
+UInt8Array = NDArray[np.uint8]
+
+
+class PictureReader:
+    """Reads the pictures of tasks from the shared folder or from Label Studio."""
+
+    def __init__(self, files_dir: Path, client: LabelStudioClient) -> None:
+        self._files_dir = files_dir.resolve()
+        self._client = client
+
+    def identity(self, task_data: Mapping[str, Any]) -> str:
+        """Text that changes when the picture may have changed, without reading it.
+
+        Raises:
+            PredictionError: the task has no picture, or it lies where it must not.
+        """
+        url = picture_url(task_data)
+        path = self.local_path(url)
+        if path is None:
+            return url
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise _unavailable(url) from error
+        return f"{url}|{status.st_size}|{status.st_mtime_ns}"
+
+    def read(self, task_data: Mapping[str, Any]) -> UInt8Array:
+        """Pixels of the task's picture, shape (H, W, 3), uint8.
+
+        Raises:
+            PredictionError: no picture, not readable, or not an image.
+        """
+        url = picture_url(task_data)
+        try:
+            return decode(self._bytes(url))
+        except (OSError, LabelStudioError, UnidentifiedImageError, ValueError) as error:
+            raise _unavailable(url) from error
+
+    def local_path(self, url: str) -> Path | None:
+        """Where a local-files URL points below the shared folder; None for other URLs.
+
+        Raises:
+            PredictionError: the URL leaves the shared folder.
+        """
+        parts = urlsplit(url)
+        if parts.path != LOCAL_FILES or not self._is_own(url):
+            return None
+        relative = parse_qs(parts.query).get("d", [""])[0]
+        path = (self._files_dir / relative).resolve()
+        if not path.is_relative_to(self._files_dir):
+            raise PredictionError(
+                f"The address {url!r} points outside the shared picture folder.",
+                hint="Only files below CELLAI_FILES_DIR are read.",
+            )
+        return path
+
+    def _bytes(self, url: str) -> bytes:
+        if url.startswith("data:image/"):
+            return _decode_data_url(url)
+        path = self.local_path(url)
+        if path is not None:
+            return path.read_bytes()
+        parts = urlsplit(url)
+        if not self._is_own(url) or not parts.path.startswith("/data/"):
+            raise PredictionError(
+                f"The address {url[:200]!r} is not one of Label Studio's own pictures.",
+                hint="Import pictures through `cellai import`, uploads or local files.",
+            )
+        return self._client.download(url.removeprefix(self._client.url).lstrip("/"))
+
+    def _is_own(self, url: str) -> bool:
+        """Whether the URL is relative, or absolute below Label Studio's own address."""
+        parts = urlsplit(url)
+        if not parts.scheme and not parts.netloc:
+            return url.startswith("/")
+        own = urlsplit(self._client.url)
+        return (parts.scheme, parts.netloc) == (own.scheme, own.netloc)
+
+
+def picture_url(task_data: Mapping[str, Any]) -> str:
+    """Address of the picture the model looks at.
+
+    Raises:
+        PredictionError: none of the known keys holds one.
+    """
+    for key in PICTURE_KEYS:
+        value = task_data.get(key)
+        if isinstance(value, str) and value:
+            return value
+    raise PredictionError(
+        f"The task has no picture in any of {', '.join(PICTURE_KEYS)}.",
+        hint="Import it with `cellai import`, or name the picture `image`.",
+    )
+
+
+def decode(payload: bytes) -> UInt8Array:
+    """Decode a PNG, JPEG or TIFF to RGB, shape (H, W, 3), uint8.
+
+    Raises:
+        UnidentifiedImageError: not an image.
+        ValueError: more than `MAX_PIXELS` pixels.
+        OSError: truncated.
+    """
+    with Image.open(io.BytesIO(payload)) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"{image.width}x{image.height} px is too large for a cell")
+        return np.asarray(image.convert("RGB"))
+
+
+def _decode_data_url(url: str) -> bytes:
+    header, _, body = url.partition(",")
+    if not header.endswith(";base64"):
+        raise ValueError("not a base64 picture")
+    try:
+        return base64.b64decode(body, validate=True)
+    except binascii.Error as error:
+        raise ValueError("not a base64 picture") from error
+
+
+def _unavailable(url: str) -> PredictionError:
+    return PredictionError(
+        f"The picture {url[:200]!r} cannot be read.",
+        hint="It was moved or deleted, or it is not an image; import the source again.",
+    )

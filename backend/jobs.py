@@ -1,0 +1,241 @@
+"""Durable record of which projects need retraining, and of what the job runner did.
+
+Web requests write marks, the one job runner reads them. A mark is a row in SQLite, so a
+burst of webhooks coalesces into one row and survives a crash of either side.
+"""
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS projects (
+    id INTEGER PRIMARY KEY,
+    extra_params TEXT NOT NULL DEFAULT '',
+    serving_version TEXT,
+    events INTEGER NOT NULL DEFAULT 0,     -- marks ever made
+    handled INTEGER NOT NULL DEFAULT 0,    -- marks that a finished job has seen
+    new_labels INTEGER NOT NULL DEFAULT 0, -- labels announced since the last job began
+    last_event_at REAL NOT NULL DEFAULT 0, -- unix seconds
+    forced INTEGER NOT NULL DEFAULT 0,     -- skip the quiet period
+    retry_at REAL NOT NULL DEFAULT 0       -- unix seconds; not before, after a failure
+);
+CREATE TABLE IF NOT EXISTS jobs (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    project_id INTEGER NOT NULL,
+    state TEXT NOT NULL,                   -- running, done, failed or interrupted
+    stage TEXT NOT NULL DEFAULT '',
+    started_at REAL NOT NULL,
+    finished_at REAL,
+    model_version TEXT,
+    n_labels INTEGER,
+    error TEXT
+);
+CREATE INDEX IF NOT EXISTS jobs_by_project ON jobs (project_id, id);
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    """What the backend knows of a Label Studio project; times in unix seconds."""
+
+    id: int
+    extra_params: str
+    serving_version: str | None
+    events: int
+    handled: int
+    new_labels: int
+    last_event_at: float
+    forced: bool
+    retry_at: float
+
+    def is_due(self, now: float, *, quiet_seconds: float, max_new_labels: int) -> bool:
+        """Whether the marks call for a job now: forced, enough labels, or a quiet period."""
+        if self.events == self.handled or now < self.retry_at:
+            return False
+        quiet = now - self.last_event_at >= quiet_seconds
+        return self.forced or self.new_labels >= max_new_labels or quiet
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One run of the job runner for a project; times in unix seconds."""
+
+    id: int
+    project_id: int
+    state: str
+    stage: str
+    started_at: float
+    finished_at: float | None
+    model_version: str | None
+    n_labels: int | None
+    error: str | None
+
+    def as_json(self) -> dict[str, object]:
+        """The job as `cellai status --json` shows it."""
+        return asdict(self)
+
+
+class JobStore:
+    """Marks and jobs in one SQLite file, shared by several processes."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        with self._transaction() as connection:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.executescript(SCHEMA)
+
+    def set_up(self, project_id: int, *, extra_params: str) -> None:
+        """Remember a connected project; a new one, or new parameters, ask for a job at once."""
+        with self._transaction() as connection:
+            known = connection.execute(
+                "SELECT extra_params FROM projects WHERE id = ?", (project_id,)
+            ).fetchone()
+            if known is None:
+                connection.execute(
+                    "INSERT INTO projects (id, extra_params, events, forced) VALUES (?, ?, 1, 1)",
+                    (project_id, extra_params),
+                )
+            elif known["extra_params"] != extra_params:
+                connection.execute(
+                    "UPDATE projects SET extra_params = ?, events = events + 1, forced = 1"
+                    " WHERE id = ?",
+                    (extra_params, project_id),
+                )
+
+    def mark(self, project_id: int, *, new_labels: int = 0, forced: bool = False) -> bool:
+        """Ask for a job on a connected project.
+
+        Args:
+            project_id: the project; one that was never set up is ignored.
+            new_labels: annotations that the event announced.
+            forced: do not wait for a quiet period.
+
+        Returns:
+            Whether the project is known.
+        """
+        with self._transaction() as connection:
+            cursor = connection.execute(
+                "UPDATE projects SET events = events + 1, new_labels = new_labels + ?,"
+                " forced = max(forced, ?), retry_at = 0, last_event_at = ? WHERE id = ?",
+                (new_labels, int(forced), time.time(), project_id),
+            )
+            return cursor.rowcount == 1
+
+    def projects(self) -> list[Project]:
+        """All connected projects, the one that has waited longest first."""
+        with self._transaction() as connection:
+            rows = connection.execute("SELECT * FROM projects ORDER BY last_event_at, id")
+            return [_project(row) for row in rows]
+
+    def project(self, project_id: int) -> Project | None:
+        """The connected project, or None."""
+        with self._transaction() as connection:
+            row = connection.execute(
+                "SELECT * FROM projects WHERE id = ?", (project_id,)
+            ).fetchone()
+            return None if row is None else _project(row)
+
+    def forget(self, project_id: int) -> None:
+        """Drop a project that Label Studio no longer has."""
+        with self._transaction() as connection:
+            connection.execute("DELETE FROM projects WHERE id = ?", (project_id,))
+
+    def begin(self, project: Project) -> int:
+        """Open a job that will cover every mark `project` shows; returns the job's id."""
+        with self._transaction() as connection:
+            connection.execute(
+                "UPDATE projects SET new_labels = 0, forced = 0 WHERE id = ?", (project.id,)
+            )
+            cursor = connection.execute(
+                "INSERT INTO jobs (project_id, state, started_at) VALUES (?, 'running', ?)",
+                (project.id, time.time()),
+            )
+            return int(cursor.lastrowid or 0)
+
+    def progress(
+        self,
+        job_id: int,
+        stage: str,
+        *,
+        model_version: str | None = None,
+        n_labels: int | None = None,
+    ) -> None:
+        """Record what a running job does now."""
+        with self._transaction() as connection:
+            connection.execute(
+                "UPDATE jobs SET stage = ?, model_version = coalesce(?, model_version),"
+                " n_labels = coalesce(?, n_labels) WHERE id = ?",
+                (stage, model_version, n_labels, job_id),
+            )
+
+    def finish(self, job_id: int, project: Project) -> None:
+        """Close a job: the marks it covered are handled; later ones stay."""
+        with self._transaction() as connection:
+            connection.execute(
+                "UPDATE jobs SET state = 'done', stage = '', finished_at = ? WHERE id = ?",
+                (time.time(), job_id),
+            )
+            connection.execute(
+                "UPDATE projects SET handled = ? WHERE id = ?", (project.events, project.id)
+            )
+
+    def fail(self, job_id: int, project: Project, *, error: str, retry_seconds: float) -> None:
+        """Close a job that failed; its marks stay and are tried again later."""
+        with self._transaction() as connection:
+            connection.execute(
+                "UPDATE jobs SET state = 'failed', error = ?, finished_at = ? WHERE id = ?",
+                (error, time.time(), job_id),
+            )
+            connection.execute(
+                "UPDATE projects SET forced = 1, retry_at = ? WHERE id = ? AND events = ?",
+                (time.time() + retry_seconds, project.id, project.events),
+            )
+
+    def interrupt_running(self) -> None:
+        """Close the jobs of a runner that died; their marks are not handled, so they run again."""
+        with self._transaction() as connection:
+            connection.execute(
+                "UPDATE projects SET forced = 1, retry_at = 0 WHERE id IN"
+                " (SELECT project_id FROM jobs WHERE state = 'running')"
+            )
+            connection.execute(
+                "UPDATE jobs SET state = 'interrupted', finished_at = ? WHERE state = 'running'",
+                (time.time(),),
+            )
+
+    def serve(self, project_id: int, version: str) -> None:
+        """Record the version that the project's queue shows."""
+        with self._transaction() as connection:
+            connection.execute(
+                "UPDATE projects SET serving_version = ? WHERE id = ?", (version, project_id)
+            )
+
+    def jobs(self, project_id: int, *, limit: int = 20) -> list[Job]:
+        """The project's last jobs, newest first."""
+        with self._transaction() as connection:
+            rows = connection.execute(
+                "SELECT * FROM jobs WHERE project_id = ? ORDER BY id DESC LIMIT ?",
+                (project_id, limit),
+            )
+            return [Job(**dict(row)) for row in rows]
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """A short-lived connection: SQLite connections may not cross threads."""
+        connection = sqlite3.connect(self._path, timeout=30)
+        connection.row_factory = sqlite3.Row
+        try:
+            with connection:
+                yield connection
+        finally:
+            connection.close()
+
+
+def _project(row: sqlite3.Row) -> Project:
+    columns = dict(row)
+    return Project(**(columns | {"forced": bool(columns["forced"])}))

@@ -1,0 +1,197 @@
+"""Tasks of a project with their features: the arrays that training and rescoring work on.
+
+Pictures are read, and the trunk runs, only for what the cache does not hold.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.errors import PredictionError
+from backend.feature_cache import FeatureCache, content_key
+from backend.features import Extracted, Trunk, load_trunk
+from backend.images import PictureReader
+from backend.label_studio import LabelStudioClient, Task
+from backend.settings import Settings
+from backend.weights import resolve_weights
+
+FloatArray = NDArray[np.float32]
+HalfArray = NDArray[np.float16]
+UInt8Array = NDArray[np.uint8]
+BoolArray = NDArray[np.bool_]
+Progress = Callable[[int, int], None]
+
+# Crops in memory at once while features are computed; results are stored after each.
+CHUNK = 64
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pool:
+    """Features of N tasks.
+
+    Attributes:
+        tasks: the tasks, in the order of the rows.
+        features: float32 (N, D); zero where `is_readable` is False.
+        is_readable: bool (N,), False where the picture cannot be read.
+    """
+
+    tasks: Sequence[Task]
+    features: FloatArray
+    is_readable: BoolArray
+
+
+class FeatureReader:
+    """Pictures of tasks to features, by way of the cache."""
+
+    def __init__(self, trunk: Trunk, cache: FeatureCache, pictures: PictureReader) -> None:
+        self.trunk = trunk
+        self._cache = cache
+        self._pictures = pictures
+
+    def pool(
+        self, tasks: Sequence[Task], *, mode: str, on_progress: Progress | None = None
+    ) -> Pool:
+        """Features of the tasks; one whose picture cannot be read is marked, not fatal.
+
+        Args:
+            tasks: N tasks.
+            mode: the project's mode; see `input_mode`.
+            on_progress: called with (done, N) while features are computed.
+        """
+        keys = self._keys(tasks, mode)
+        features, found = self._cache.get_features([key or _NO_KEY for key in keys])
+        missing = np.flatnonzero(~found)
+        for start in range(0, len(missing), CHUNK):
+            if on_progress is not None:
+                on_progress(len(tasks) - len(missing) + start, len(tasks))
+            for row, extracted in self._extract(tasks, missing[start : start + CHUNK], mode):
+                features[row] = extracted.features[0]
+                found[row] = True
+        return Pool(tasks, features, found)
+
+    def activations(self, tasks: Sequence[Task], *, mode: str) -> tuple[HalfArray, BoolArray]:
+        """Deepest activations of a few tasks, float16 (N, C, h, w), and which are readable."""
+        keys = self._keys(tasks, mode)
+        activations, found = self._cache.get_activations([key or _NO_KEY for key in keys])
+        for row, extracted in self._extract(tasks, np.flatnonzero(~found), mode):
+            activations[row] = extracted.activations[0]
+            found[row] = True
+        return activations, found
+
+    def _keys(self, tasks: Sequence[Task], mode: str) -> list[str | None]:
+        """Content keys of pictures that were seen before, None for the others."""
+        keys: list[str | None] = [None] * len(tasks)
+        for used, rows in _rows_by(input_mode(task.data, mode) for task in tasks).items():
+            identities: list[str] = []
+            readable: list[int] = []
+            for row in rows:
+                identity = self._identity(tasks[row])
+                if identity is not None:
+                    identities.append(identity)
+                    readable.append(row)
+            known = self._cache.known_keys(identities, mode=used)
+            for row, key in zip(readable, known, strict=True):
+                keys[row] = key
+        return keys
+
+    def _identity(self, task: Task) -> str | None:
+        try:
+            return self._pictures.identity(task.data)
+        except PredictionError as error:
+            _log.warning("task %d: %s", task.id, error)
+            return None
+
+    def _extract(
+        self, tasks: Sequence[Task], rows: Sequence[int] | NDArray[np.intp], mode: str
+    ) -> Iterator[tuple[int, Extracted]]:
+        """Run the trunk on the pictures of some tasks and store the result."""
+        read = [(row, picture) for row in rows if (picture := self._read(tasks[row])) is not None]
+        kinds = _rows_by(
+            (input_mode(tasks[row].data, mode), picture.shape) for row, picture in read
+        )
+        for (used, _), members in kinds.items():
+            group = [read[member] for member in members]
+            pixels = np.stack([picture for _, picture in group])
+            extracted = self.trunk.extract(pixels, mode=used)
+            keys = [content_key(picture, mode=used) for _, picture in group]
+            self._cache.put_many(keys, extracted)
+            identities = [self._pictures.identity(tasks[row].data) for row, _ in group]
+            self._cache.remember(identities, keys, mode=used)
+            for at, (row, _) in enumerate(group):
+                yield (
+                    int(row),
+                    Extracted(extracted.features[at : at + 1], extracted.activations[at : at + 1]),
+                )
+
+    def _read(self, task: Task) -> UInt8Array | None:
+        try:
+            return _square(self._pictures.read(task.data))
+        except PredictionError as error:
+            _log.warning("task %d: %s", task.id, error)
+            return None
+
+
+def load_feature_reader(settings: Settings, client: LabelStudioClient) -> FeatureReader:
+    """Find the weights, load the trunk and open the cache.
+
+    Raises:
+        WeightsError: no usable weights.
+    """
+    weights = resolve_weights(settings.weights, cache_dir=settings.data_dir / "weights")
+    trunk = load_trunk(weights)
+    cache = FeatureCache(
+        settings.data_dir / "features", trunk, max_bytes=int(settings.feature_cache_gb * 1e9)
+    )
+    return FeatureReader(trunk, cache, PictureReader(settings.files_dir, client))
+
+
+def input_mode(task_data: Mapping[str, Any], mode: str) -> str:
+    """What the trunk looks at for one task.
+
+    A task with a channel stack (`model_input` beside `phase` or `amplitude`) follows the
+    project's mode as far as its source has the channel; anything else is a colour picture.
+
+    Args:
+        task_data: the task's data.
+        mode: "auto", "phase", "amplitude", "both" or "rgb".
+
+    Returns:
+        "phase", "amplitude", "both" or "rgb".
+    """
+    if not task_data.get("model_input") or mode == "rgb":
+        return "rgb"
+    has_phase, has_amplitude = bool(task_data.get("phase")), bool(task_data.get("amplitude"))
+    if not (has_phase or has_amplitude):
+        return "rgb"
+    if has_phase and has_amplitude:
+        return "both" if mode == "auto" else mode
+    return "phase" if has_phase else "amplitude"
+
+
+# Key of pictures never seen: the SHA-256 of nothing cannot be a picture's.
+_NO_KEY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+def _rows_by(kinds: Iterator[Any]) -> dict[Any, list[int]]:
+    rows: dict[Any, list[int]] = {}
+    for row, kind in enumerate(kinds):
+        rows.setdefault(kind, []).append(row)
+    return rows
+
+
+def _square(pixels: UInt8Array) -> UInt8Array:
+    """Pad the shorter side by repeating the border, so that the cell is not distorted."""
+    height, width, _ = pixels.shape
+    lacking_h, lacking_w = max(0, width - height), max(0, height - width)
+    pads = (
+        (lacking_h // 2, lacking_h - lacking_h // 2),
+        (lacking_w // 2, lacking_w - lacking_w // 2),
+    )
+    return np.pad(pixels, (*pads, (0, 0)), mode="edge")

@@ -1,0 +1,153 @@
+"""Immutable model versions on disk, one folder per project.
+
+    models/<project id>/<version>/head.safetensors   tensors of the head (absent at cold start)
+                                  manifest.json      what it is, how it was made, its metrics
+
+A version appears by one rename of a complete, fsynced folder, so a reader sees all of it
+or nothing; the manifest holds the tensors' checksum.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import safetensors.torch
+from torch import Tensor
+
+from backend.errors import ModelCorruptError, ModelNotFoundError
+
+FORMAT = 1
+TENSORS = "head.safetensors"
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One model version, as its manifest records it."""
+
+    version: str
+    project_id: int
+    classes: tuple[str, ...]  # order = class index
+    n_labels: int  # labelled tasks the training set held
+    labels_digest: str  # identifies the training set and everything else that decides the head
+    trunk_id: str
+    parameters: dict[str, object]
+    created_at: str  # ISO 8601, UTC
+    promoted: bool = True  # False: kept, but worse than the serving version
+    metrics: dict[str, object] = field(default_factory=dict)
+    head_sha256: str = ""  # '' for a cold start, which has no head
+    format: int = FORMAT
+
+    @property
+    def is_cold_start(self) -> bool:
+        """Whether the version only orders the queue and predicts no class."""
+        return not self.head_sha256
+
+
+class Registry:
+    """Versions below one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def publish(self, version: Version, tensors: dict[str, Tensor] | None) -> Version:
+        """Store a version; it is complete on disk when this returns.
+
+        Args:
+            version: what to store; `head_sha256` is filled in.
+            tensors: the head's tensors, None at cold start.
+
+        Returns:
+            The version as stored.
+
+        Raises:
+            FileExistsError: the project has that version.
+        """
+        project = self._folder / str(version.project_id)
+        project.mkdir(parents=True, exist_ok=True)
+        target = project / version.version
+        if target.exists():
+            raise FileExistsError(target)
+        staging = Path(tempfile.mkdtemp(prefix=".publishing-", dir=project))
+        try:
+            manifest = asdict(version)
+            if tensors is not None:
+                payload = safetensors.torch.save(tensors)
+                manifest["head_sha256"] = hashlib.sha256(payload).hexdigest()
+                _write_durably(staging / TENSORS, payload)
+            _write_durably(staging / MANIFEST, json.dumps(manifest, indent=1).encode())
+            staging.rename(target)
+            _sync_folder(project)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        return self.get(version.project_id, version.version)
+
+    def versions(self, project_id: int) -> list[Version]:
+        """The project's versions, oldest first; folders that are no version are passed over."""
+        found = (
+            self.get(project_id, manifest.parent.name)
+            for manifest in (self._folder / str(project_id)).glob(f"[!.]*/{MANIFEST}")
+        )
+        return sorted(found, key=lambda version: (version.created_at, version.version))
+
+    def get(self, project_id: int, version: str) -> Version:
+        """Read one manifest.
+
+        Raises:
+            ModelNotFoundError: there is no such version.
+            ModelCorruptError: the manifest cannot be read.
+        """
+        path = self._folder / str(project_id) / version / MANIFEST
+        try:
+            manifest = json.loads(path.read_bytes())
+            return Version(**(manifest | {"classes": tuple(manifest["classes"])}))
+        except FileNotFoundError as error:
+            raise ModelNotFoundError(
+                f"Project {project_id} has no model version {version!r}.",
+                hint="`cellai status` lists the versions.",
+            ) from error
+        except (ValueError, TypeError, KeyError) as error:
+            raise ModelCorruptError(
+                f"The manifest of model version {version!r} of project {project_id} is damaged.",
+                hint=f"Delete {path.parent} and press Start training in Label Studio.",
+            ) from error
+
+    def tensors(self, version: Version) -> dict[str, Tensor]:
+        """Load the head's tensors.
+
+        Raises:
+            ModelCorruptError: they do not match the checksum in the manifest.
+        """
+        path = self._folder / str(version.project_id) / version.version / TENSORS
+        payload = path.read_bytes() if path.exists() else b""
+        if hashlib.sha256(payload).hexdigest() != version.head_sha256:
+            raise ModelCorruptError(
+                f"{path} does not match the checksum in its manifest.",
+                hint=f"Delete {path.parent} and press Start training in Label Studio.",
+            )
+        return safetensors.torch.load(payload)
+
+    def prune(self, project_id: int, *, keep: int, serving: str | None) -> None:
+        """Delete the oldest versions beyond `keep`; the serving one always stays."""
+        versions = [v.version for v in self.versions(project_id) if v.version != serving]
+        for version in versions[: max(0, len(versions) + 1 - keep)]:
+            shutil.rmtree(self._folder / str(project_id) / version)
+
+
+def _write_durably(path: Path, payload: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(payload)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
