@@ -1,0 +1,261 @@
+"""Features and activations on disk, by content.
+
+One SQLite file per trunk (`<folder>/<trunk id>/features.sqlite`): a crop's key is the
+SHA-256 of its pixels and mode, so a changed picture, mode, weight or transform never reads
+a stale record. SQLite gives crash safety, many readers beside one writer, and an opening
+that reads no record; each record carries its own checksum, and a damaged one counts as
+missing. A second file, `pictures.sqlite`, remembers which content a picture (address, size,
+date) had, so that known pictures need not be read again.
+"""
+
+import hashlib
+import logging
+import sqlite3
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+
+from backend.features import Extracted, Trunk
+
+FloatArray = NDArray[np.float32]
+HalfArray = NDArray[np.float16]
+UInt8Array = NDArray[np.uint8]
+BoolArray = NDArray[np.bool_]
+
+_log = logging.getLogger(__name__)
+_LOCK_TIMEOUT_S = 60.0
+_KEYS_PER_QUERY = 500  # SQLite's default limit of parameters is 999 in old builds
+
+# AUTOINCREMENT: ids only grow, so the span of ids counts the records without a scan.
+_RECORDS = """
+CREATE TABLE IF NOT EXISTS features (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, key BLOB UNIQUE NOT NULL,
+    checksum INTEGER NOT NULL, payload BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS activations (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, key BLOB UNIQUE NOT NULL,
+    checksum INTEGER NOT NULL, payload BLOB NOT NULL);
+"""
+_PICTURES = "CREATE TABLE IF NOT EXISTS pictures (identity BLOB PRIMARY KEY, key BLOB NOT NULL);"
+
+
+def content_key(pixels: UInt8Array, *, mode: str) -> str:
+    """Key of one crop: SHA-256 of its shape, pixels and mode, 64 hex digits.
+
+    Args:
+        pixels: uint8 (S, S, 3).
+        mode: what the trunk looks at.
+    """
+    digest = hashlib.sha256(f"{mode} {pixels.shape} {pixels.dtype}\n".encode())
+    digest.update(np.ascontiguousarray(pixels).data)
+    return digest.hexdigest()
+
+
+class FeatureCache:
+    """Records of one trunk below a folder; safe to share between threads and processes.
+
+    Args:
+        folder: root of all trunks' caches; made when missing.
+        trunk: whose records these are.
+        max_bytes: size limit of the records; the oldest go first, activations (which only
+            maps need) before features.
+    """
+
+    def __init__(self, folder: Path, trunk: Trunk, *, max_bytes: int) -> None:
+        own = folder / trunk.trunk_id
+        own.mkdir(parents=True, exist_ok=True)
+        self._records = _Database(own / "features.sqlite", schema=_RECORDS)
+        self._pictures = _Database(folder / "pictures.sqlite", schema=_PICTURES)
+        self._max_bytes = max_bytes
+        self._feature_dim = trunk.feature_dim
+        self._activation_shape = trunk.activation_shape
+
+    def get_features(self, keys: Sequence[str]) -> tuple[FloatArray, BoolArray]:
+        """Features of crops by key.
+
+        Args:
+            keys: N content keys.
+
+        Returns:
+            float32 (N, D), zero where missing, and which were found, bool (N,).
+        """
+        features, found = self._read("features", keys, (self._feature_dim,))
+        return features.astype(np.float32), found
+
+    def get_activations(self, keys: Sequence[str]) -> tuple[HalfArray, BoolArray]:
+        """Deepest activations of crops by key.
+
+        Args:
+            keys: N content keys.
+
+        Returns:
+            float16 (N, C, h, w), zero where missing, and which were found, bool (N,).
+        """
+        return self._read("activations", keys, self._activation_shape)
+
+    def put_many(self, keys: Sequence[str], extracted: Extracted) -> None:
+        """Store crops; all of them or, after a crash, none.
+
+        Args:
+            keys: N content keys.
+            extracted: features and activations of the same N crops.
+        """
+        binary = [bytes.fromhex(key) for key in keys]
+        with self._records.transaction() as connection:
+            _insert(connection, "features", binary, extracted.features.astype(np.float16))
+            _insert(connection, "activations", binary, extracted.activations)
+            self._evict(connection)
+
+    def known_keys(self, identities: Sequence[str], *, mode: str) -> list[str | None]:
+        """Content keys of pictures seen before.
+
+        Args:
+            identities: N strings that change when a picture does, such as address, size, date.
+            mode: what the trunk looks at.
+
+        Returns:
+            N keys, None where the picture is new.
+        """
+        wanted = [_identity(identity, mode) for identity in identities]
+        found: dict[bytes, bytes] = {}
+        with self._pictures.reading() as connection:
+            found.update(_select(connection, "identity, key", "pictures", "identity", wanted))
+        keys = (found.get(identity) for identity in wanted)
+        return [None if key is None else key.hex() for key in keys]
+
+    def remember(self, identities: Sequence[str], keys: Sequence[str], *, mode: str) -> None:
+        """Record the content keys of pictures for `known_keys`."""
+        rows = [
+            (_identity(identity, mode), bytes.fromhex(key))
+            for identity, key in zip(identities, keys, strict=True)
+        ]
+        with self._pictures.transaction() as connection:
+            connection.executemany("INSERT OR REPLACE INTO pictures VALUES (?, ?)", rows)
+
+    def _read(
+        self, table: str, keys: Sequence[str], shape: tuple[int, ...]
+    ) -> tuple[HalfArray, BoolArray]:
+        values = np.zeros((len(keys), *shape), np.float16)
+        found = np.zeros(len(keys), np.bool_)
+        places: dict[bytes, list[int]] = {}
+        for place, key in enumerate(keys):
+            places.setdefault(bytes.fromhex(key), []).append(place)
+        with self._records.reading() as connection:
+            rows = _select(connection, "key, checksum, payload", table, "key", list(places))
+            for key, checksum, payload in rows:
+                if len(payload) == values[:1].nbytes and zlib.crc32(payload, 1) == checksum:
+                    values[places[key]] = np.frombuffer(payload, np.float16).reshape(shape)
+                    found[places[key]] = True
+        return values, found
+
+    def _evict(self, connection: sqlite3.Connection) -> None:
+        """Delete the oldest records above the size limit."""
+        feature_bytes = 2 * self._feature_dim
+        activation_bytes = 2 * int(np.prod(self._activation_shape))
+        n_features = _span(connection, "features")
+        n_activations = _span(connection, "activations")
+        keep_features = min(n_features, self._max_bytes // feature_bytes)
+        left_bytes = self._max_bytes - keep_features * feature_bytes
+        _keep_newest(connection, "features", keep_features)
+        _keep_newest(connection, "activations", min(n_activations, left_bytes // activation_bytes))
+
+
+class _Database:
+    """One SQLite file; a connection per use, so that threads and forks share nothing."""
+
+    def __init__(self, path: Path, *, schema: str) -> None:
+        self._path = path
+        self._schema = schema
+        self._lock = FileLock(f"{path}.lock", timeout=_LOCK_TIMEOUT_S)
+        try:
+            self._create()
+        except sqlite3.DatabaseError as error:
+            self._replace_damaged(error)
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """A connection to read from; a damaged file is replaced by an empty one.
+
+        What was read before the damage was met stays valid; the rest counts as missing.
+        """
+        try:
+            with closing(self._connect()) as connection:
+                yield connection
+        except sqlite3.OperationalError:
+            raise
+        except sqlite3.DatabaseError as error:
+            self._replace_damaged(error)
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """A connection to write with; one writer at a time, all or nothing."""
+        with self._lock, closing(self._connect()) as connection, connection:
+            connection.execute("BEGIN IMMEDIATE")
+            yield connection
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self._path, timeout=_LOCK_TIMEOUT_S, isolation_level=None)
+        connection.execute("PRAGMA synchronous=NORMAL")
+        return connection
+
+    def _create(self) -> None:
+        with self._lock, closing(self._connect()) as connection:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.executescript(self._schema)
+
+    def _replace_damaged(self, error: sqlite3.DatabaseError) -> None:
+        _log.warning("The cache %s is damaged (%s); it is built anew.", self._path, error)
+        with self._lock:
+            for suffix in ("", "-wal", "-shm"):
+                Path(f"{self._path}{suffix}").unlink(missing_ok=True)
+            self._create()
+
+
+def _identity(identity: str, mode: str) -> bytes:
+    return hashlib.sha256(f"{mode} {identity}".encode()).digest()
+
+
+def _insert(
+    connection: sqlite3.Connection, table: str, keys: Sequence[bytes], values: HalfArray
+) -> None:
+    # The start value 1 makes the checksum of an all-zero record differ from zero.
+    payloads = (np.ascontiguousarray(value).tobytes() for value in values)
+    rows = (
+        (key, zlib.crc32(payload, 1), payload) for key, payload in zip(keys, payloads, strict=True)
+    )
+    connection.executemany(
+        f"INSERT OR REPLACE INTO {table} (key, checksum, payload) VALUES (?, ?, ?)",  # noqa: S608 (table is ours)
+        rows,
+    )
+
+
+def _select(
+    connection: sqlite3.Connection, columns: str, table: str, key: str, wanted: Sequence[bytes]
+) -> Iterator[tuple[Any, ...]]:
+    """Rows whose key is wanted, a few hundred keys per query."""
+    for start in range(0, len(wanted), _KEYS_PER_QUERY):
+        some = wanted[start : start + _KEYS_PER_QUERY]
+        marks = ",".join("?" * len(some))
+        yield from connection.execute(
+            f"SELECT {columns} FROM {table} WHERE {key} IN ({marks})",  # noqa: S608 (names are ours)
+            some,
+        )
+
+
+def _span(connection: sqlite3.Connection, table: str) -> int:
+    row = connection.execute(
+        f"SELECT coalesce(max(id) - min(id) + 1, 0) FROM {table}"  # noqa: S608 (table is ours)
+    ).fetchone()
+    return int(row[0])
+
+
+def _keep_newest(connection: sqlite3.Connection, table: str, count: int) -> None:
+    connection.execute(
+        f"DELETE FROM {table} WHERE id <= (SELECT max(id) FROM {table}) - ?",  # noqa: S608 (table is ours)
+        (count,),
+    )

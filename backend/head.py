@@ -1,0 +1,184 @@
+"""The dropout head: features to class probabilities, deterministic or as Monte-Carlo passes.
+
+Dropout on the standardised features, one hidden layer, dropout, class scores. All crops of
+a Monte-Carlo pass share one dropout mask (consistent dropout); a shared mask removes whole
+columns of the features and of the hidden layer, so a pass multiplies only what is kept.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Generator, Tensor
+
+FloatArray = NDArray[np.float32]
+
+INPUT_DROPOUT = 0.5
+HIDDEN_DROPOUT = 0.5
+HIDDEN_UNITS = 256
+_BLOCK = 2048  # crops per matrix product; bounds the memory of a pass
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Head:
+    """Weights of one trained head, float32 on the CPU.
+
+    Attributes:
+        mean: (D,) subtracted from the features.
+        scale: (D,) the features are multiplied by.
+        hidden_weight: (D, H).
+        hidden_bias: (H,).
+        class_weight: (H, K).
+        class_bias: (K,).
+        temperature: () divides the class scores; 1 before calibration.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    hidden_weight: Tensor
+    hidden_bias: Tensor
+    class_weight: Tensor
+    class_bias: Tensor
+    temperature: Tensor
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes K."""
+        return self.class_bias.shape[0]
+
+    def standardise(self, features: Tensor) -> Tensor:
+        """Features (N, D) with the mean and scale of the training set."""
+        return (features - self.mean) * self.scale
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Calibrated class scores (N, K) without dropout; differentiable."""
+        hidden = torch.relu(self.standardise(features) @ self.hidden_weight + self.hidden_bias)
+        return (hidden @ self.class_weight + self.class_bias) / self.temperature
+
+    def with_temperature(self, temperature: float) -> "Head":
+        """The same head at another temperature."""
+        return replace(self, temperature=torch.tensor(temperature))
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """The head by name, for a safetensors file."""
+        return {name: getattr(self, name).contiguous() for name in self.__slots__}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> "Head":
+        """The head that `to_tensors` described.
+
+        Raises:
+            KeyError: a tensor is missing.
+        """
+        return cls(**{name: tensors[name] for name in cls.__slots__})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DropoutMask:
+    """One pass: the features and hidden units that are kept, as indices."""
+
+    inputs: Tensor
+    hidden: Tensor
+
+
+def draw_masks(n_inputs: int, n_hidden: int, *, passes: int, seed: int) -> list[DropoutMask]:
+    """Dropout masks of the passes, the same for every crop.
+
+    Args:
+        n_inputs: features D.
+        n_hidden: hidden units H.
+        passes: number of masks T.
+        seed: decides all of them.
+
+    Returns:
+        T masks.
+    """
+    generator = Generator().manual_seed(seed)
+    return [
+        DropoutMask(
+            torch.nonzero(torch.rand(n_inputs, generator=generator) >= INPUT_DROPOUT).flatten(),
+            torch.nonzero(torch.rand(n_hidden, generator=generator) >= HIDDEN_DROPOUT).flatten(),
+        )
+        for _ in range(passes)
+    ]
+
+
+def masked_logits(head: Head, standardised: Tensor, mask: DropoutMask) -> Tensor:
+    """Class scores of one pass, multiplying only the rows and columns that are kept.
+
+    Args:
+        head: trained head.
+        standardised: (N, D) from `Head.standardise`.
+        mask: what is kept.
+
+    Returns:
+        (N, K), equal to those of dense layers with the dropped units set to zero.
+    """
+    kept_inputs = standardised.index_select(1, mask.inputs) / (1 - INPUT_DROPOUT)
+    weight = head.hidden_weight.index_select(0, mask.inputs).index_select(1, mask.hidden)
+    hidden = torch.relu(kept_inputs @ weight + head.hidden_bias[mask.hidden])
+    hidden = hidden / (1 - HIDDEN_DROPOUT)
+    return (hidden @ head.class_weight[mask.hidden] + head.class_bias) / head.temperature
+
+
+@torch.inference_mode()
+def mc_probabilities(head: Head, features: FloatArray, *, passes: int, seed: int) -> FloatArray:
+    """Class probabilities of T stochastic passes with masks shared by all crops.
+
+    Args:
+        head: trained head.
+        features: (N, D) float32.
+        passes: T.
+        seed: decides the masks.
+
+    Returns:
+        (T, N, K) float32, rows sum to 1.
+
+    Source:
+        Kirsch et al. 2019, "BatchBALD", section 4 (consistent MC dropout), arXiv:1906.08158.
+    """
+    n_inputs, n_hidden = head.hidden_weight.shape
+    masks = draw_masks(n_inputs, n_hidden, passes=passes, seed=seed)
+    result = np.empty((passes, len(features), head.n_classes), np.float32)
+    for start in range(0, len(features), _BLOCK):
+        block = head.standardise(torch.from_numpy(features[start : start + _BLOCK]))
+        for index, mask in enumerate(masks):
+            scores = masked_logits(head, block, mask)
+            result[index, start : start + _BLOCK] = torch.softmax(scores, dim=1).numpy()
+    return result
+
+
+@torch.inference_mode()
+def probabilities(head: Head, features: FloatArray) -> FloatArray:
+    """Class probabilities without dropout.
+
+    Args:
+        head: trained head.
+        features: (N, D) float32.
+
+    Returns:
+        (N, K) float32, rows sum to 1.
+    """
+    return torch.softmax(head.logits(torch.from_numpy(features)), dim=1).numpy()
+
+
+def fresh_head(mean: Tensor, scale: Tensor, *, n_classes: int, generator: Generator) -> Head:
+    """An untrained head: He initialisation, no temperature.
+
+    Source:
+        He et al. 2015, "Delving Deep into Rectifiers", eq. 10, arXiv:1502.01852.
+    """
+    n_inputs = mean.shape[0]
+    hidden = torch.randn(n_inputs, HIDDEN_UNITS, generator=generator) * math.sqrt(2 / n_inputs)
+    classes = torch.randn(HIDDEN_UNITS, n_classes, generator=generator)
+    return Head(
+        mean=mean,
+        scale=scale,
+        hidden_weight=hidden,
+        hidden_bias=torch.zeros(HIDDEN_UNITS),
+        class_weight=classes * math.sqrt(1 / HIDDEN_UNITS),
+        class_bias=torch.zeros(n_classes),
+        temperature=torch.tensor(1.0),
+    )
