@@ -1,0 +1,565 @@
+"""Sources into crops: a small picture per cell, fixed size, native resolution, with its origin.
+
+Everything streams: memory depends on the size of one block of images, not on that of the file.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from converters.errors import EmptySourceError, UnreadableSourceError
+from converters.images import (
+    BoolArray,
+    FloatArray,
+    Hdf5Stack,
+    ImageStack,
+    SourceImage,
+    UInt8Array,
+    border_level,
+)
+from converters.layouts import LayoutOptions, recognise
+from converters.pictures import PICTURE_SUFFIXES, PictureStack, find_files, single_picture
+from converters.problems import Problems
+from converters.segmentation import Segmented, Sensitivity, segment
+from converters.source import Hdf5Source
+
+FRAME_FACTOR = 1.5
+PLAN_SAMPLES = 3
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Crop:
+    """One cell, as it is shown, labelled and learned.
+
+    Attributes:
+        crop_id: 20 hexadecimal digits over pixels and position; the same file gives the same ids.
+        source: file name; relative posix path inside a folder.
+        dataset: path of the image dataset in the file, '' for a picture.
+        index: of the image in it, page of a picture.
+        group: hold-outs never split it: field of view, else the frame, else the crop itself.
+        bbox: x, y, width, height of the cell in px of its image.
+        area_px: area of the cell, 0 when its outline is unknown.
+        flags: "border" cut by the edge of the image, "touching" split off a neighbour,
+            "nan" has missing values, "scaled" shrunk to fit, "multiple" the label of its image was
+            dropped because the image holds several cells.
+        label: class name as the source spells it, None when unlabelled.
+        phase: (S, S) float32 in rad, surroundings kept; None without phase.
+        amplitude: (S, S) float32, background-subtracted; None without amplitude.
+        image: (S, S, 3) uint8 RGB; None without camera picture.
+        mask: (S, S), True inside the cell; None when its outline is unknown.
+    """
+
+    crop_id: str
+    source: str
+    dataset: str
+    index: int
+    group: str
+    bbox: tuple[int, int, int, int]
+    area_px: int
+    flags: tuple[str, ...]
+    label: str | None
+    phase: FloatArray | None
+    amplitude: FloatArray | None
+    image: UInt8Array | None
+    mask: BoolArray | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReadOptions:
+    """How sources are read.
+
+    Attributes:
+        images: path of the image dataset, '' to find it.
+        labels: path of the label column, '' to find it.
+        sensitivity: of the threshold that finds cells in frames without masks.
+        crop_size_px: side S of the crops.
+        min_area_px: smaller objects are no cells; platelets have 7-95 px.
+        limit: at most that many cells, evenly spread over all sources; None for all.
+        outside_links: whether links may leave the folder of their file.
+    """
+
+    images: str = ""
+    labels: str = ""
+    sensitivity: Sensitivity = "medium"
+    crop_size_px: int = 96
+    min_area_px: int = 20
+    limit: int | None = None
+    outside_links: bool = False
+
+    @property
+    def layout(self) -> LayoutOptions:
+        """The part that concerns the datasets."""
+        return LayoutOptions(images=self.images, labels=self.labels)
+
+
+@dataclass(frozen=True, slots=True)
+class CropPlan:
+    """What an import will bring, for its progress bar.
+
+    Attributes:
+        images: number of images.
+        cells: number of cells, estimated from a few frames unless `exact`.
+        exact: whether `cells` is certain.
+    """
+
+    images: int
+    cells: int
+    exact: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NamedSource:
+    """A source and the name that its crops carry."""
+
+    path: Path
+    name: str
+
+
+def name_sources(sources: Sequence[Path]) -> list[NamedSource]:
+    """Sources under their file names, with as much of their folders as tells equal names apart.
+
+    Raises:
+        UnreadableSourceError: a source does not exist, or is given twice.
+    """
+    resolved = [path.resolve() for path in sources]
+    for path in sources:
+        if not path.exists():
+            raise UnreadableSourceError(
+                f"{path} does not exist.", hint="Check the path for typing errors."
+            )
+    twice = [str(path) for path, times in Counter(resolved).items() if times > 1]
+    if twice:
+        raise UnreadableSourceError(
+            f"{', '.join(twice)} is given twice.", hint="Name every source once."
+        )
+    names = [path.name for path in resolved]
+    for depth in range(2, max((len(path.parts) for path in resolved), default=0) + 1):
+        clashes = {name for name, times in Counter(names).items() if times > 1}
+        names = [
+            Path(*path.parts[-depth:]).as_posix() if name in clashes else name
+            for path, name in zip(resolved, names, strict=True)
+        ]
+    return [NamedSource(path, name) for path, name in zip(sources, names, strict=True)]
+
+
+@contextmanager
+def open_stacks(
+    source: NamedSource, *, options: ReadOptions, problems: Problems
+) -> Iterator[Iterator[ImageStack]]:
+    """The stacks of images of one source: an HDF5 file, a picture, or a folder of both.
+
+    Raises:
+        SourceError: the source cannot be used.
+    """
+    if source.path.is_dir():
+        yield _folder_stacks(source, options, problems)
+    elif source.path.suffix.casefold() in PICTURE_SUFFIXES:
+        yield iter([PictureStack(source.name, tuple(single_picture(source.path)), problems)])
+    else:
+        with Hdf5Source(source.path, name=source.name, outside_links=options.outside_links) as file:
+            yield _hdf5_stacks(file, options, problems)
+
+
+def _hdf5_stacks(
+    file: Hdf5Source, options: ReadOptions, problems: Problems
+) -> Iterator[ImageStack]:
+    layout = recognise(file, options.layout)
+    for remark in layout.remarks():
+        problems.report(file.name, remark)
+    for columns in layout.stacks():
+        yield Hdf5Stack(file.name, columns)
+
+
+def _folder_stacks(
+    source: NamedSource, options: ReadOptions, problems: Problems
+) -> Iterator[ImageStack]:
+    pictures, files = find_files(
+        source.path, outside_links=options.outside_links, problems=problems
+    )
+    if not pictures and not files:
+        raise EmptySourceError(
+            f"{source.path} holds no picture and no HDF5 file.",
+            hint="Give a folder of PNG, JPEG or TIFF pictures; class sub-folders become labels.",
+        )
+    if pictures:
+        yield PictureStack(source.name, tuple(pictures), problems)
+    for path in files:
+        inner = NamedSource(path, path.relative_to(source.path).as_posix())
+        with open_stacks(inner, options=options, problems=problems) as stacks:
+            yield from stacks
+
+
+def iter_crops(
+    sources: Sequence[Path], *, options: ReadOptions, problems: Problems | None = None
+) -> Iterator[Crop]:
+    """The cells of all sources, in the order of the sources.
+
+    Args:
+        sources: HDF5 files, pictures and folders.
+        options: how to read them.
+        problems: told about everything that is left out or changed.
+
+    Raises:
+        SourceError: a source cannot be used; raised before the first crop of that source.
+    """
+    problems = Problems() if problems is None else problems
+    named = name_sources(sources)
+    if options.limit is None:
+        for image in _iter_images(named, options, problems):
+            yield from cut_crops(image, options=options, problems=problems)
+        return
+    n_images = _count_images(named, options)
+    if options.limit < n_images:
+        yield from _one_per_image(named, options, problems, n_images)
+    else:
+        yield from _evenly_of_all(named, options, problems)
+
+
+def _one_per_image(
+    named: Sequence[NamedSource], options: ReadOptions, problems: Problems, n_images: int
+) -> Iterator[Crop]:
+    """One cell of each of `limit` evenly spread images; one without cells passes its turn on."""
+    due = 0
+    chosen = _iter_images(named, options, problems, spread=(options.limit or 0, n_images))
+    for turn, image in enumerate(chosen):
+        crops = cut_crops(image, options=options, problems=problems)
+        due += 1
+        for step in range(min(due, len(crops))):
+            yield crops[(turn + step) % len(crops)]
+            due -= 1
+
+
+def _evenly_of_all(
+    named: Sequence[NamedSource], options: ReadOptions, problems: Problems
+) -> Iterator[Crop]:
+    """`limit` cells evenly spread over all, which are counted first."""
+    limit = options.limit or 0
+    total = sum(_count_cells(named, options))
+    rank = 0
+    for image in _iter_images(named, options, problems):
+        for crop in cut_crops(image, options=options, problems=problems):
+            if _is_chosen(rank, limit, total):
+                yield crop
+            rank += 1
+
+
+def _is_chosen(rank: int, limit: int, total: int) -> bool:
+    return limit >= total or (rank + 1) * limit // total > rank * limit // total
+
+
+def _iter_images(
+    named: Sequence[NamedSource],
+    options: ReadOptions,
+    problems: Problems,
+    *,
+    spread: tuple[int, int] | None = None,
+) -> Iterator[SourceImage]:
+    """The images of all sources; with `spread` = (n, total) only n of them, evenly spaced."""
+    first = 0
+    for source in named:
+        with open_stacks(source, options=options, problems=problems) as stacks:
+            for stack in stacks:
+                yield from stack.read(_chosen_indices(stack.count, first, spread))
+                first += stack.count
+
+
+def _chosen_indices(count: int, first: int, spread: tuple[int, int] | None) -> Sequence[int]:
+    if spread is None:
+        return range(count)
+    return [index for index in range(count) if _is_chosen(first + index, *spread)]
+
+
+def _count_images(named: Sequence[NamedSource], options: ReadOptions) -> int:
+    return sum(stack.count for stack in _iter_stacks(named, options))
+
+
+def _iter_stacks(named: Sequence[NamedSource], options: ReadOptions) -> Iterator[ImageStack]:
+    """All stacks, for looking ahead: troubles are reported when they are read in earnest."""
+    for source in named:
+        with open_stacks(source, options=options, problems=Problems()) as stacks:
+            yield from stacks
+
+
+def _count_cells(named: Sequence[NamedSource], options: ReadOptions) -> Iterator[int]:
+    for stack in _iter_stacks(named, options):
+        if _holds_single_cells(stack, options):
+            yield stack.count
+        else:
+            yield from (_count_in(image, options) for image in stack.read(range(stack.count)))
+
+
+def _count_in(image: SourceImage, options: ReadOptions) -> int:
+    if image.whole or not _is_frame(image.size_px, options):
+        return 1
+    return len(_segment(image, options).cells)
+
+
+def _holds_single_cells(stack: ImageStack, options: ReadOptions) -> bool:
+    return stack.size_px is not None and not _is_frame(stack.size_px, options)
+
+
+def _is_frame(size_px: tuple[int, int], options: ReadOptions) -> bool:
+    return max(size_px) > FRAME_FACTOR * options.crop_size_px
+
+
+def _segment(image: SourceImage, options: ReadOptions) -> Segmented:
+    return segment(image, sensitivity=options.sensitivity, min_area_px=options.min_area_px)
+
+
+def plan_crops(sources: Sequence[Path], *, options: ReadOptions) -> CropPlan:
+    """How many cells to expect; frames are estimated from three of each stack.
+
+    Raises:
+        SourceError: a source cannot be used.
+    """
+    images, cells, exact = 0, 0, True
+    for stack in _iter_stacks(name_sources(sources), options):
+        images += stack.count
+        if _holds_single_cells(stack, options):
+            cells += stack.count
+            continue
+        sample = sorted(set(np.linspace(0, stack.count - 1, PLAN_SAMPLES).astype(int).tolist()))
+        found = [_count_in(image, options) for image in stack.read(sample)]
+        cells += round(stack.count * sum(found) / len(sample))
+        exact = exact and len(sample) == stack.count
+    if options.limit is not None:
+        cells = min(cells, options.limit)
+    return CropPlan(images, cells, exact)
+
+
+def count_labels(sources: Sequence[Path], *, options: ReadOptions) -> Counter[str]:
+    """How many images carry each label, in all sources together; no image is read.
+
+    The limit does not apply: labels are checked for the whole source.
+
+    Raises:
+        SourceError: a source cannot be used.
+    """
+    counts: Counter[str] = Counter()
+    for stack in _iter_stacks(name_sources(sources), options):
+        counts.update(label for label in stack.labels() if label is not None)
+    return counts
+
+
+def cut_crops(image: SourceImage, *, options: ReadOptions, problems: Problems) -> list[Crop]:
+    """The cells of one image: one for an image about the size of a crop, those found for a frame.
+
+    Args:
+        image: the image.
+        options: how to read it.
+        problems: told about frames without cells, dropped labels and objects too small.
+    """
+    if not _is_frame(image.size_px, options):
+        return [_only_cell(image, options)]
+    if image.whole:
+        reason = f"labelled picture larger than {options.crop_size_px} px: scaled down as one cell"
+        problems.report(image.source.split("/")[0], reason, where=image.where)
+        return [_scaled_cell(image, options)]
+    return _cells_of_frame(image, options, problems)
+
+
+def _cells_of_frame(image: SourceImage, options: ReadOptions, problems: Problems) -> list[Crop]:
+    found = _segment(image, options)
+    if found.n_too_small:
+        reason = f"objects smaller than {options.min_area_px} px: left out"
+        problems.report(image.source, reason, where=image.where, count=found.n_too_small)
+    if not found.cells:
+        problems.report(image.source, "frames in which no cell was found", where=image.where)
+    flags: tuple[str, ...] = ()
+    if image.label is not None and len(found.cells) != 1:
+        reason = "labels of frames that do not hold exactly one cell: dropped"
+        problems.report(image.source, reason, where=image.where)
+        image, flags = replace(image, label=None), ("multiple",)
+    group = image.group or f"{image.dataset}[{image.index}]"
+    size = options.crop_size_px
+    return [
+        _crop(
+            replace(image, group=group, mask=found.labels == cell.number),
+            corner=_corner(cell.centroid, size),
+            size=size,
+            bbox=cell.bbox,
+            area_px=cell.area_px,
+            flags=cell.flags + flags,
+        )
+        for cell in found.cells
+    ]
+
+
+def _only_cell(image: SourceImage, options: ReadOptions) -> Crop:
+    """The cell of an image that shows one: by its mask, else the object nearest the middle."""
+    height, width = image.size_px
+    size = options.crop_size_px
+    mask = _outline(image, options)
+    middle = ((height - 1) / 2, (width - 1) / 2)
+    if mask is None:
+        corner, bbox, flags = _corner(middle, size), (0, 0, width, height), ()
+        return _crop(
+            replace(image, mask=None), corner=corner, size=size, bbox=bbox, area_px=0, flags=flags
+        )
+    bbox = _bounding_box(mask)
+    left, top, wide, high = bbox
+    centre = (top + (high - 1) / 2, left + (wide - 1) / 2)
+    corner = (
+        _clamped(centre[0], height, size),
+        _clamped(centre[1], width, size),
+    )
+    at_border = mask[0].any() or mask[-1].any() or mask[:, 0].any() or mask[:, -1].any()
+    return _crop(
+        replace(image, mask=mask),
+        corner=corner,
+        size=size,
+        bbox=bbox,
+        area_px=int(np.count_nonzero(mask)),
+        flags=("border",) if at_border else (),
+    )
+
+
+def _outline(image: SourceImage, options: ReadOptions) -> BoolArray | None:
+    if image.mask is not None:
+        given: BoolArray = np.nan_to_num(image.mask) > 0
+        return given if given.any() else None
+    if image.phase is None:
+        return None
+    found = _segment(image, options)
+    if not found.cells:
+        return None
+    height, width = image.size_px
+    middle = np.array([height - 1, width - 1]) / 2
+    nearest = min(found.cells, key=lambda cell: float(np.hypot(*(cell.centroid - middle))))
+    outline: BoolArray = found.labels == nearest.number
+    return outline
+
+
+def _corner(centre: tuple[float, float], size: int) -> tuple[int, int]:
+    """Top and left of the window around a centre."""
+    return round(centre[0] - (size - 1) / 2), round(centre[1] - (size - 1) / 2)
+
+
+def _clamped(centre: float, length: int, size: int) -> int:
+    """Start of the window along a side: the image centred if it fits, else the cell."""
+    if length <= size:
+        return -((size - length) // 2)
+    return min(max(round(centre - (size - 1) / 2), 0), length - size)
+
+
+def _bounding_box(mask: BoolArray) -> tuple[int, int, int, int]:
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    top, left = int(rows[0]), int(columns[0])
+    return left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top
+
+
+def _crop(
+    image: SourceImage,
+    *,
+    corner: tuple[int, int],
+    size: int,
+    bbox: tuple[int, int, int, int],
+    area_px: int,
+    flags: tuple[str, ...],
+) -> Crop:
+    """A crop from its window in the image; beyond the edge it is filled with background."""
+    window = _Window(*corner, size)
+    raw = {
+        role: window.inside(channel)
+        for role in ("phase", "amplitude", "image")
+        if (channel := getattr(image, role)) is not None
+    }
+    crop_id = _crop_id(image, raw.values(), bbox)
+    has_nan = any(c.dtype.kind == "f" and bool(np.isnan(c.min())) for c in raw.values())
+    return Crop(
+        crop_id=crop_id,
+        source=image.source,
+        dataset=image.dataset,
+        index=image.index,
+        group=f"{image.source}:{image.group}" if image.group else crop_id,
+        bbox=bbox,
+        area_px=area_px,
+        flags=flags + (("nan",) if has_nan else ()),
+        label=image.label,
+        phase=window.filled(image.phase),
+        amplitude=window.filled(image.amplitude),
+        image=_filled_rgb(window, image.image),
+        mask=None if image.mask is None else window.padded(image.mask, fill=False),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """A square of an image that may reach beyond its edge."""
+
+    top: int
+    left: int
+    size: int
+
+    def inside(self, channel: NDArray[Any]) -> NDArray[Any]:
+        """The part of the channel within the window."""
+        bottom, right = self.top + self.size, self.left + self.size
+        return channel[max(self.top, 0) : max(bottom, 0), max(self.left, 0) : max(right, 0)]
+
+    def padded(self, channel: NDArray[Any], *, fill: float) -> NDArray[Any]:
+        """The channel in the window, `fill` beyond the edge of the image."""
+        part = self.inside(channel)
+        if part.shape[:2] == (self.size, self.size):
+            return part.copy()
+        whole = np.full((self.size, self.size), fill, channel.dtype)
+        row, column = max(-self.top, 0), max(-self.left, 0)
+        whole[row : row + part.shape[0], column : column + part.shape[1]] = part
+        return whole
+
+    def filled(self, channel: NDArray[Any] | None) -> FloatArray | None:
+        """The channel in the window as float32, its own border level beyond the edge."""
+        if channel is None:
+            return None
+        values = self.inside(channel)
+        if values.shape == (self.size, self.size):
+            return values.astype(np.float32)
+        return self.padded(channel.astype(np.float32), fill=border_level(channel))
+
+
+def _filled_rgb(window: _Window, image: UInt8Array | None) -> UInt8Array | None:
+    if image is None:
+        return None
+    planes = (image[..., channel] for channel in range(3))
+    return np.stack([window.padded(p, fill=int(border_level(p))) for p in planes], axis=2)
+
+
+def _crop_id(
+    image: SourceImage, channels: Iterable[NDArray[Any]], bbox: tuple[int, int, int, int]
+) -> str:
+    """Hash of the pixels and of where they are; pictures have no dataset, so their path counts."""
+    position = f"{image.dataset or image.source}|{image.index}|{bbox}"
+    digest = hashlib.sha256(position.encode())
+    for channel in channels:
+        digest.update(f"|{channel.dtype.str}{channel.shape}".encode())
+        digest.update(np.ascontiguousarray(channel).data)
+    return digest.hexdigest()[:20]
+
+
+def _scaled_cell(image: SourceImage, options: ReadOptions) -> Crop:
+    """A labelled picture that is larger than a crop, shrunk to fit: its label names all of it."""
+    height, width = image.size_px
+    factor = options.crop_size_px / max(height, width)
+    target = (max(1, round(width * factor)), max(1, round(height * factor)))
+    small = replace(image, phase=_resized(image.phase, target), image=_resized(image.image, target))
+    crop = _only_cell(small, options)
+    raw = [channel for channel in (image.phase, image.image) if channel is not None]
+    bbox = (0, 0, width, height)
+    crop_id = _crop_id(image, raw, bbox)
+    group = crop_id if crop.group == crop.crop_id else crop.group
+    return replace(
+        crop, crop_id=crop_id, group=group, bbox=bbox, area_px=0, flags=(*crop.flags, "scaled")
+    )
+
+
+def _resized(channel: NDArray[Any] | None, target: tuple[int, int]) -> NDArray[Any] | None:
+    if channel is None:
+        return None
+    return np.asarray(Image.fromarray(channel).resize(target, Image.Resampling.BOX))

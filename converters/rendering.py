@@ -1,0 +1,138 @@
+"""Crops as pictures: for people with the lab's colours, for the model with its full range.
+
+All limits are physical constants, the same for every cell, and named in `RENDERING`, which is
+recorded with each task.
+"""
+
+import colorsys
+
+import numpy as np
+
+from converters.crops import Crop
+from converters.images import BoolArray, FloatArray, UInt8Array
+from converters.png import encode_png
+
+PHASE_LIMITS_RAD = (-4.0, 14.0)
+MODEL_PHASE_LIMITS_RAD = (-2.0, 6.0)
+AMPLITUDE_STOPS = (-25.0, 45.0, 255.0)
+AMPLITUDE_GREYS = (0.0, 160.0, 255.0)
+RENDERING = (
+    "qpi-1 phase -4..14 rad, amplitude -25..45..255 as 0..160..255, "
+    "model R phase -2..6 rad G amplitude B mask"
+)
+
+__all__ = [
+    "MODEL_PHASE_LIMITS_RAD",
+    "PHASE_LIMITS_RAD",
+    "RENDERING",
+    "encode_png",
+    "mask_out",
+    "model_input",
+    "render_amplitude",
+    "render_image",
+    "render_phase",
+]
+
+_LUT_SIZE = 2**16
+
+
+def _phase_lut() -> UInt8Array:
+    """The lab's phase colours, RGB, shape (65536, 3) over `PHASE_LIMITS_RAD`.
+
+    Source:
+        docs/hdf5-layouts.md of the mission: linear in RGB between stops placed by phase.
+    """
+    stops = [(-4.0, (0.65, 0.93, 1.00)), (0.0, (1.00, 0.97, 0.96))]
+    for p in np.linspace(0, 1, 20):
+        colour = colorsys.hsv_to_rgb((280 - 90 * p) / 360, min(0.5 + p, 1), (1 - p) ** 2)
+        stops.append((2 + 12 * p, colour))
+    at = np.linspace(*PHASE_LIMITS_RAD, _LUT_SIZE)
+    rad = [stop[0] for stop in stops]
+    planes = [np.interp(at, rad, [stop[1][channel] for stop in stops]) for channel in range(3)]
+    colours: UInt8Array = np.rint(255 * np.clip(np.stack(planes, axis=1), 0, 1)).astype(np.uint8)
+    return colours
+
+
+_PHASE_LUT = _phase_lut()
+
+
+def render_phase(phase: FloatArray) -> UInt8Array:
+    """Phase in the lab's colours; missing values look like background (0 rad).
+
+    Args:
+        phase: (S, S) in rad, clipped to -4..14.
+
+    Returns:
+        (S, S, 3) uint8 RGB.
+    """
+    return _PHASE_LUT[_scaled(phase, *PHASE_LIMITS_RAD, top=_LUT_SIZE - 1)]
+
+
+def render_amplitude(amplitude: FloatArray) -> UInt8Array:
+    """Amplitude as grey; missing values look like background (0).
+
+    Background-subtracted amplitudes lie within -25..45 and get 160 of the 256 greys; the original's
+    range of -15..255 would leave them 56. Values up to 255, found in files whose background was not
+    subtracted, are compressed into the rest rather than cut off.
+
+    Args:
+        amplitude: (S, S).
+
+    Returns:
+        (S, S) uint8.
+    """
+    values = np.nan_to_num(amplitude, nan=0.0)
+    return np.rint(np.interp(values, AMPLITUDE_STOPS, AMPLITUDE_GREYS)).astype(np.uint8)
+
+
+def render_image(image: UInt8Array) -> UInt8Array:
+    """A camera picture as it is, (S, S, 3) uint8 RGB."""
+    return image
+
+
+def model_input(crop: Crop) -> UInt8Array:
+    """What the model sees: the camera picture, or phase, amplitude and mask as R, G and B.
+
+    Phase is linear over -2..6 rad, which holds all cells with 0.03 rad a step, where the lab's
+    colour map has 0.07 rad and mixes three channels. A missing amplitude is background; a missing
+    mask is 255 everywhere.
+
+    Returns:
+        (S, S, 3) uint8.
+    """
+    if crop.phase is None and crop.image is not None:
+        return crop.image
+    size = _size(crop)
+    phase = crop.phase if crop.phase is not None else np.zeros((size, size), np.float32)
+    amplitude = crop.amplitude if crop.amplitude is not None else np.zeros((size, size), np.float32)
+    mask = crop.mask if crop.mask is not None else np.ones((size, size), np.bool_)
+    stack = np.empty((size, size, 3), np.uint8)
+    stack[..., 0] = _scaled(phase, *MODEL_PHASE_LIMITS_RAD, top=255)
+    stack[..., 1] = render_amplitude(amplitude)
+    stack[..., 2] = mask.astype(np.uint8) * 255
+    return stack
+
+
+def mask_out(rendered: UInt8Array, mask: BoolArray) -> UInt8Array:
+    """A rendered crop with everything outside the cell white, as the original pipeline cut it.
+
+    Args:
+        rendered: (S, S) or (S, S, 3) uint8.
+        mask: (S, S), True inside the cell.
+    """
+    inside = mask if rendered.ndim == 2 else mask[..., np.newaxis]
+    return np.where(inside, rendered, np.uint8(255))
+
+
+def _size(crop: Crop) -> int:
+    present = (crop.amplitude, crop.mask)
+    return next(len(channel) for channel in present if channel is not None)
+
+
+def _scaled(
+    values: FloatArray, low: float, high: float, *, top: int
+) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
+    """Values as integers 0..top over the limits, clipped; NaN counts as 0 before scaling."""
+    finite = np.nan_to_num(values, nan=0.0, posinf=high, neginf=low)
+    steps = (finite - np.float32(low)) * np.float32(top / (high - low))
+    return np.rint(np.clip(steps, 0, top)).astype(np.int32)
