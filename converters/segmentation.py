@@ -18,6 +18,7 @@ LabelImage = NDArray[np.int32]
 
 PHASE_THRESHOLDS_RAD: dict[Sensitivity, float] = {"low": 0.8, "medium": 0.5, "high": 0.3}
 OTSU_FACTORS: dict[Sensitivity, float] = {"low": 1.25, "medium": 1.0, "high": 0.6}
+BACKGROUND_PERCENTILE = 25
 MIN_CONTRAST_GREY = 12.0
 SMOOTHING_PX = 1.0
 MAX_HOLE_PX = 400
@@ -99,13 +100,17 @@ def _foreground(image: SourceImage, sensitivity: Sensitivity) -> BoolArray:
 def threshold_phase(phase: NDArray[Any], *, sensitivity: Sensitivity) -> BoolArray:
     """Where the smoothed phase exceeds that of the background by a fixed number of rad.
 
+    The lower quartile stands for the background: true until cells cover three quarters of a field,
+    and below it by less than the noise elsewhere.
+
     Args:
         phase: (H, W) in rad; NaN is background.
         sensitivity: key of `PHASE_THRESHOLDS_RAD`.
     """
-    level = border_level(phase)
     values = phase.astype(np.float32)
-    values = np.where(np.isfinite(values), values, np.float32(level))
+    finite = values[np.isfinite(values)]
+    level = np.float32(np.percentile(finite, BACKGROUND_PERCENTILE) if finite.size else 0)
+    values = np.where(np.isfinite(values), values, level)
     smooth: NDArray[np.float32] = ndimage.gaussian_filter(values, SMOOTHING_PX)
     return smooth - level > PHASE_THRESHOLDS_RAD[sensitivity]
 
