@@ -361,22 +361,16 @@ def cut_crops(image: SourceImage, *, options: ReadOptions, problems: Problems) -
         return [_only_cell(image, options)]
     if image.whole:
         reason = f"labelled picture larger than {options.crop_size_px} px: scaled down as one cell"
-        problems.report(image.source.split("/")[0], reason, where=image.where)
+        problems.report(image.given or image.source, reason, where=image.where)
         return [_scaled_cell(image, options)]
     return _cells_of_frame(image, options, problems)
 
 
 def _cells_of_frame(image: SourceImage, options: ReadOptions, problems: Problems) -> list[Crop]:
     found = _segment(image, options)
-    if found.n_too_small:
-        reason = f"objects smaller than {options.min_area_px} px: left out"
-        problems.report(image.source, reason, where=image.where, count=found.n_too_small)
-    if not found.cells:
-        problems.report(image.source, "frames in which no cell was found", where=image.where)
+    _report_frame(image, found, options, problems)
     flags: tuple[str, ...] = ()
     if image.label is not None and len(found.cells) != 1:
-        reason = "labels of frames that do not hold exactly one cell: dropped"
-        problems.report(image.source, reason, where=image.where)
         image, flags = replace(image, label=None), ("multiple",)
     group = image.group or f"{image.dataset}[{image.index}]"
     size = options.crop_size_px
@@ -391,6 +385,20 @@ def _cells_of_frame(image: SourceImage, options: ReadOptions, problems: Problems
         )
         for cell in found.cells
     ]
+
+
+def _report_frame(
+    image: SourceImage, found: Segmented, options: ReadOptions, problems: Problems
+) -> None:
+    source = image.given or image.source
+    if found.n_too_small:
+        reason = f"objects smaller than {options.min_area_px} px: left out"
+        problems.report(source, reason, where=image.where, count=found.n_too_small)
+    if not found.cells:
+        problems.report(source, "frames in which no cell was found", where=image.where)
+    if image.label is not None and len(found.cells) != 1:
+        reason = "labels of frames that do not hold exactly one cell: dropped"
+        problems.report(source, reason, where=image.where)
 
 
 def _only_cell(image: SourceImage, options: ReadOptions) -> Crop:

@@ -40,6 +40,7 @@ class SourceImage:
         background: (H, W, 3) uint8 RGB, the picture without the cell.
         mask: (H, W), 0 outside cells.
         whole: the label names the picture as a whole, whatever its size.
+        given: name under which troubles are counted, the folder of a picture; '' for `source`.
     """
 
     source: str
@@ -53,6 +54,7 @@ class SourceImage:
     background: UInt8Array | None = None
     mask: NDArray[Any] | None = None
     whole: bool = False
+    given: str = ""
 
     @property
     def size_px(self) -> tuple[int, int]:

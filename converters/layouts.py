@@ -146,15 +146,6 @@ def recognise(source: Hdf5Source, options: LayoutOptions) -> Layout:
     )
 
 
-def match_reasons(source: Hdf5Source, options: LayoutOptions) -> dict[str, str]:
-    """Per layout why it does not match, '' where it does; errors count as reasons."""
-    reasons = {}
-    for layout in Layout.registry:
-        found = layout.match(source, options)
-        reasons[layout.name] = found if isinstance(found, str) else ""
-    return reasons
-
-
 def _listing(nodes: list[Node], *, at_most: int = 12) -> str:
     shown = [
         f"{n.path} {n.dataset.shape} {n.dataset.dtype}" for n in nodes if n.dataset is not None
@@ -362,19 +353,21 @@ class GenericImages(Layout):
     @classmethod
     def match(cls, source: Hdf5Source, options: LayoutOptions) -> Self | str:
         """Matches files with exactly one image dataset, or the one that `--images` names."""
-        nodes = [node for node in source.walk() if node.dataset is not None]
+        nodes = _openable(source, names=LABEL_NAMES if options.images else None)
         images = _asked_images(source, options) if options.images else _only_images(source, nodes)
         if images is None:
             return "no dataset of shape (N, H, W) or (N, H, W, C)"
         path, dataset = images
-        labels = cls._labels(source, options, nodes, rows=count_rows(dataset))
+        rows = count_rows(dataset)
+        labels = cls._labels(source, options, nodes, rows=rows)
+        unused = () if labels is not None else tuple(_text_columns(nodes, rows))
         columns = Columns(
             dataset=path,
             labels=labels,
             groups=_group_column(source),
             **{_role(path, dataset): dataset},
         )
-        return cls(check_columns(columns, source=source.name))
+        return cls(check_columns(columns, source=source.name), unused_text=unused)
 
     @staticmethod
     def _labels(
@@ -382,7 +375,7 @@ class GenericImages(Layout):
     ) -> h5py.Dataset | None:
         if options.labels:
             return _label_column(source, options.labels, asked=True)
-        named = [n for n in nodes if n.path.split("/")[-1].casefold() in LABEL_NAMES]
+        named = [node for node in nodes if _last_name(node) in LABEL_NAMES]
         columns = [n for n in named if is_label_column(n.dataset)]
         fitting = [n for n in columns if count_rows(n.dataset) == rows] or columns
         if len(fitting) > 1:
@@ -395,6 +388,41 @@ class GenericImages(Layout):
     def stacks(self) -> Iterator[Columns]:
         """The only stack."""
         yield self.columns
+
+    def remarks(self) -> tuple[str, ...]:
+        """Names text that may have been meant as labels, and what floats were taken for."""
+        remarks = []
+        if self.unused_text:
+            names = ", ".join(self.unused_text)
+            remarks.append(f"text columns not used as labels: {names} (name one with --labels)")
+        if self.columns.phase is not None:
+            remarks.append(f"{self.columns.dataset}: decimal numbers are taken as phase in rad")
+        return tuple(remarks)
+
+
+def _openable(source: Hdf5Source, *, names: frozenset[str] | None) -> list[Node]:
+    """The datasets of the file; one that cannot be opened may be the one that was meant.
+
+    Args:
+        source: the file.
+        names: only the loss of these matters; None for any.
+    """
+    nodes = list(source.walk())
+    for node in nodes:
+        if node.problem is not None and (names is None or _last_name(node) in names):
+            raise node.problem
+    return [node for node in nodes if node.dataset is not None]
+
+
+def _last_name(node: Node) -> str:
+    return node.path.split("/")[-1].casefold()
+
+
+def _text_columns(nodes: list[Node], rows: int) -> Iterator[str]:
+    for node in nodes:
+        is_text = is_label_column(node.dataset) and node.dataset.dtype.kind in "SUO"
+        if is_text and count_rows(node.dataset) == rows:
+            yield node.path
 
 
 def _asked_images(source: Hdf5Source, options: LayoutOptions) -> tuple[str, h5py.Dataset]:

@@ -95,6 +95,7 @@ class PictureStack:
                 phase=pixels if is_phase else None,
                 image=None if is_phase else as_rgb(pixels, full_scale=self._scale(pixels)),
                 whole=picture.label is not None,
+                given=self.source,
             )
 
     def _pixels(self, picture: Picture) -> NDArray[Any] | None:
@@ -220,6 +221,11 @@ def _walk(root: Path) -> Iterator[Path]:
     for folder, subfolders, files in os.walk(root, onerror=refuse):
         subfolders.sort()
         yield from (Path(folder, name) for name in sorted(files))
+
+
+def is_picture_source(path: Path) -> bool:
+    """Whether the path is a folder or named like a picture; everything else should be HDF5."""
+    return path.is_dir() or path.suffix.casefold() in PICTURE_SUFFIXES
 
 
 def single_picture(path: Path) -> list[Picture]:

@@ -25,6 +25,7 @@ __all__ = [
     "MODEL_PHASE_LIMITS_RAD",
     "PHASE_LIMITS_RAD",
     "RENDERING",
+    "UInt8Array",
     "encode_png",
     "mask_out",
     "model_input",
