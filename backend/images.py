@@ -20,8 +20,10 @@ from backend.errors import PredictionError
 from backend.label_studio import LabelStudioClient
 from converters.errors import LabelStudioError
 
-# The channel stack made for the model first, else what the annotator sees.
-PICTURE_KEYS = ("model_input", "image", "phase", "amplitude")
+# What the model looks at: the channel stack made for it, else what the annotator sees.
+MODEL_KEYS = ("model_input", "image", "phase", "amplitude")
+# What a person looks at.
+DISPLAY_KEYS = ("image", "phase", "amplitude", "model_input")
 MAX_PIXELS = 4096 * 4096
 LOCAL_FILES = "/data/local-files/"
 
@@ -51,13 +53,19 @@ class PictureReader:
             raise _unavailable(url) from error
         return f"{url}|{status.st_size}|{status.st_mtime_ns}"
 
-    def read(self, task_data: Mapping[str, Any]) -> UInt8Array:
+    def read(
+        self, task_data: Mapping[str, Any], *, keys: tuple[str, ...] = MODEL_KEYS
+    ) -> UInt8Array:
         """Pixels of the task's picture, shape (H, W, 3), uint8.
+
+        Args:
+            task_data: the task's data.
+            keys: where to look for the address of the picture, in this order.
 
         Raises:
             PredictionError: no picture, not readable, or not an image.
         """
-        url = picture_url(task_data)
+        url = picture_url(task_data, keys)
         try:
             return decode(self._bytes(url))
         except (OSError, LabelStudioError, UnidentifiedImageError, ValueError) as error:
@@ -104,18 +112,18 @@ class PictureReader:
         return (parts.scheme, parts.netloc) == (own.scheme, own.netloc)
 
 
-def picture_url(task_data: Mapping[str, Any]) -> str:
-    """Address of the picture the model looks at.
+def picture_url(task_data: Mapping[str, Any], keys: tuple[str, ...] = MODEL_KEYS) -> str:
+    """Address of the first picture that the task has under one of the keys.
 
     Raises:
         PredictionError: none of the known keys holds one.
     """
-    for key in PICTURE_KEYS:
+    for key in keys:
         value = task_data.get(key)
         if isinstance(value, str) and value:
             return value
     raise PredictionError(
-        f"The task has no picture in any of {', '.join(PICTURE_KEYS)}.",
+        f"The task has no picture in any of {', '.join(keys)}.",
         hint="Import it with `cellai import`, or name the picture `image`.",
     )
 

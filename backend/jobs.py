@@ -16,11 +16,13 @@ CREATE TABLE IF NOT EXISTS projects (
     id INTEGER PRIMARY KEY,
     extra_params TEXT NOT NULL DEFAULT '',
     serving_version TEXT,
+    cards_version TEXT,                    -- version that every card shows
     events INTEGER NOT NULL DEFAULT 0,     -- marks ever made
     handled INTEGER NOT NULL DEFAULT 0,    -- marks that a finished job has seen
     new_labels INTEGER NOT NULL DEFAULT 0, -- labels announced since the last job began
     last_event_at REAL NOT NULL DEFAULT 0, -- unix seconds
     forced INTEGER NOT NULL DEFAULT 0,     -- skip the quiet period
+    demanded INTEGER NOT NULL DEFAULT 0,   -- a person asked: train even if nothing changed
     retry_at REAL NOT NULL DEFAULT 0       -- unix seconds; not before, after a failure
 );
 CREATE TABLE IF NOT EXISTS jobs (
@@ -45,11 +47,13 @@ class Project:
     id: int
     extra_params: str
     serving_version: str | None
+    cards_version: str | None
     events: int
     handled: int
     new_labels: int
     last_event_at: float
     forced: bool
+    demanded: bool
     retry_at: float
 
     def is_due(self, now: float, *, quiet_seconds: float, max_new_labels: int) -> bool:
@@ -107,13 +111,13 @@ class JobStore:
                     (extra_params, project_id),
                 )
 
-    def mark(self, project_id: int, *, new_labels: int = 0, forced: bool = False) -> bool:
+    def mark(self, project_id: int, *, new_labels: int = 0, demanded: bool = False) -> bool:
         """Ask for a job on a connected project.
 
         Args:
             project_id: the project; one that was never set up is ignored.
             new_labels: annotations that the event announced.
-            forced: do not wait for a quiet period.
+            demanded: a person asked for a new version; do not wait for a quiet period.
 
         Returns:
             Whether the project is known.
@@ -121,8 +125,9 @@ class JobStore:
         with self._transaction() as connection:
             cursor = connection.execute(
                 "UPDATE projects SET events = events + 1, new_labels = new_labels + ?,"
-                " forced = max(forced, ?), retry_at = 0, last_event_at = ? WHERE id = ?",
-                (new_labels, int(forced), time.time(), project_id),
+                " forced = max(forced, ?), demanded = max(demanded, ?), retry_at = 0,"
+                " last_event_at = ? WHERE id = ?",
+                (new_labels, int(demanded), int(demanded), time.time(), project_id),
             )
             return cursor.rowcount == 1
 
@@ -149,7 +154,8 @@ class JobStore:
         """Open a job that will cover every mark `project` shows; returns the job's id."""
         with self._transaction() as connection:
             connection.execute(
-                "UPDATE projects SET new_labels = 0, forced = 0 WHERE id = ?", (project.id,)
+                "UPDATE projects SET new_labels = 0, forced = 0, demanded = 0 WHERE id = ?",
+                (project.id,),
             )
             cursor = connection.execute(
                 "INSERT INTO jobs (project_id, state, started_at) VALUES (?, 'running', ?)",
@@ -173,13 +179,19 @@ class JobStore:
                 (stage, model_version, n_labels, job_id),
             )
 
-    def finish(self, job_id: int, project: Project) -> None:
-        """Close a job: the marks it covered are handled; later ones stay."""
+    def finish(self, job_id: int, project: Project, *, changed: bool) -> None:
+        """Close a job: the marks it covered are handled; later ones stay.
+
+        A job that found nothing to do leaves no row, so that checks do not fill the history.
+        """
         with self._transaction() as connection:
-            connection.execute(
-                "UPDATE jobs SET state = 'done', stage = '', finished_at = ? WHERE id = ?",
-                (time.time(), job_id),
-            )
+            if changed:
+                connection.execute(
+                    "UPDATE jobs SET state = 'done', stage = '', finished_at = ? WHERE id = ?",
+                    (time.time(), job_id),
+                )
+            else:
+                connection.execute("DELETE FROM jobs WHERE id = ?", (job_id,))
             connection.execute(
                 "UPDATE projects SET handled = ? WHERE id = ?", (project.events, project.id)
             )
@@ -215,6 +227,13 @@ class JobStore:
                 "UPDATE projects SET serving_version = ? WHERE id = ?", (version, project_id)
             )
 
+    def cards_written(self, project_id: int, version: str) -> None:
+        """Record that every card of the project shows `version`."""
+        with self._transaction() as connection:
+            connection.execute(
+                "UPDATE projects SET cards_version = ? WHERE id = ?", (version, project_id)
+            )
+
     def jobs(self, project_id: int, *, limit: int = 20) -> list[Job]:
         """The project's last jobs, newest first."""
         with self._transaction() as connection:
@@ -238,4 +257,5 @@ class JobStore:
 
 def _project(row: sqlite3.Row) -> Project:
     columns = dict(row)
-    return Project(**(columns | {"forced": bool(columns["forced"])}))
+    flags = {name: bool(columns[name]) for name in ("forced", "demanded")}
+    return Project(**(columns | flags))

@@ -6,7 +6,6 @@ Pictures are read, and the trunk runs, only for what the cache does not hold.
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np

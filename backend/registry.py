@@ -9,7 +9,6 @@ or nothing; the manifest holds the tensors' checksum.
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from dataclasses import asdict, dataclass, field
@@ -19,6 +18,7 @@ import safetensors.torch
 from torch import Tensor
 
 from backend.errors import ModelCorruptError, ModelNotFoundError
+from converters.durable import sync
 
 FORMAT = 1
 TENSORS = "head.safetensors"
@@ -78,10 +78,12 @@ class Registry:
             if tensors is not None:
                 payload = safetensors.torch.save(tensors)
                 manifest["head_sha256"] = hashlib.sha256(payload).hexdigest()
-                _write_durably(staging / TENSORS, payload)
-            _write_durably(staging / MANIFEST, json.dumps(manifest, indent=1).encode())
+                (staging / TENSORS).write_bytes(payload)
+                sync(staging / TENSORS)
+            (staging / MANIFEST).write_text(json.dumps(manifest, indent=1))
+            sync(staging / MANIFEST)
             staging.rename(target)
-            _sync_folder(project)
+            sync(project)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         return self.get(version.project_id, version.version)
@@ -136,18 +138,3 @@ class Registry:
         versions = [v.version for v in self.versions(project_id) if v.version != serving]
         for version in versions[: max(0, len(versions) + 1 - keep)]:
             shutil.rmtree(self._folder / str(project_id) / version)
-
-
-def _write_durably(path: Path, payload: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(payload)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

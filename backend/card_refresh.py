@@ -1,0 +1,148 @@
+"""Rewrites the cards of a project after its queue was switched, top of the queue first.
+
+One batch per step, so that the job runner can turn to a new label in between; a newer
+version simply replaces what is left.
+"""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.cards import render_card
+from backend.errors import PredictionError
+from backend.gradcam import gradcam
+from backend.images import DISPLAY_KEYS, PictureReader
+from backend.label_studio import LabelStudioClient, Task
+from backend.pool import FeatureReader, Pool
+from backend.rescoring import Rescored
+from backend.settings import Settings
+from backend.training_set import Snapshot
+from converters.placeholder import render_placeholder, write_card
+
+BATCH = 32
+
+FloatArray = NDArray[np.float32]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class _Backlog:
+    """Cards of one project that do not show the serving version yet."""
+
+    snapshot: Snapshot
+    pool: Pool
+    rescored: Rescored
+    mode: str
+    rows: NDArray[np.intp]  # of the pool, in the order of writing
+    written: int = 0
+
+
+class CardRefresh:
+    """Card backlogs of all projects."""
+
+    def __init__(
+        self, settings: Settings, *, client: LabelStudioClient, features: FeatureReader
+    ) -> None:
+        self._pictures = PictureReader(settings.files_dir, client)
+        self._features = features
+        self._backlogs: OrderedDict[int, _Backlog] = OrderedDict()
+
+    def show(self, snapshot: Snapshot, pool: Pool, rescored: Rescored) -> None:
+        """Start rewriting a project's cards: open tasks in queue order, then the labelled."""
+        is_labelled = np.array([task.id in snapshot.labels for task in pool.tasks], np.bool_)
+        self._backlogs[snapshot.project_id] = _Backlog(
+            snapshot,
+            pool,
+            rescored,
+            mode=str(rescored.version.parameters["mode"]),
+            rows=np.lexsort((rescored.scores, is_labelled)),
+        )
+
+    def forget(self, project_id: int) -> None:
+        """Drop what is left of a project."""
+        self._backlogs.pop(project_id, None)
+
+    def step(self) -> list[tuple[int, str]] | None:
+        """Write the next batch of the project that has waited longest.
+
+        Returns:
+            None when no card is waiting; else the (project id, version) that this batch
+            completed, if any.
+        """
+        if not self._backlogs:
+            return None
+        project_id, backlog = next(iter(self._backlogs.items()))
+        rows = backlog.rows[backlog.written : backlog.written + BATCH]
+        self._write(backlog, rows)
+        backlog.written += len(rows)
+        if backlog.written < len(backlog.rows):
+            self._backlogs.move_to_end(project_id)
+            return []
+        del self._backlogs[project_id]
+        return [(project_id, backlog.rescored.version.version)]
+
+    def _write(self, backlog: _Backlog, rows: NDArray[np.intp]) -> None:
+        tasks = [backlog.pool.tasks[row] for row in rows]
+        for task, html in zip(tasks, self._render(backlog, tasks, rows), strict=True):
+            try:
+                self._store(task, html)
+            except (PredictionError, OSError) as error:  # one card must not stop the others
+                _log.warning("card of task %d: %s", task.id, error)
+
+    def _render(
+        self, backlog: _Backlog, tasks: Sequence[Task], rows: NDArray[np.intp]
+    ) -> list[str]:
+        version, predicted = backlog.rescored.version, backlog.rescored.predicted
+        head = backlog.rescored.head
+        if head is None or predicted is None:
+            reason = (
+                "No class is predicted yet: label cells of at least two classes. "
+                f"Until then typical cells of every kind come first ({version.version})."
+            )
+            return [render_placeholder(reason)] * len(tasks)
+        activations, found = self._features.activations(tasks, mode=backlog.mode)
+        heat = gradcam(
+            head,
+            self._features.trunk.readout,
+            features=backlog.pool.features[rows],
+            activations=activations,
+            class_idx=predicted.probabilities[rows].argmax(axis=1),
+        )
+        return [
+            self._card(backlog, task, heat[at] if found[at] else None, row=int(row))
+            for at, (task, row) in enumerate(zip(tasks, rows, strict=True))
+        ]
+
+    def _card(self, backlog: _Backlog, task: Task, heat: FloatArray | None, *, row: int) -> str:
+        """One card; a placeholder where the picture cannot be read (no `heat` then)."""
+        version, predicted = backlog.rescored.version, backlog.rescored.predicted
+        if heat is None or predicted is None:
+            reason = "The picture of this cell cannot be read; import its source again."
+            return render_placeholder(reason)
+        return render_card(
+            cell=self._pictures.read(task.data, keys=DISPLAY_KEYS),
+            heat=heat,
+            classes=backlog.snapshot.label_config.classes,
+            probabilities=predicted.probabilities[row],
+            uncertainty=float(predicted.uncertainty[row]),
+            model_version=version.version,
+            n_labels=version.n_labels,
+        )
+
+    def _store(self, task: Task, html: str) -> None:
+        """Replace the card file that the task names, if it lies in the shared folder."""
+        url = task.data.get("card")
+        if not isinstance(url, str) or not url:
+            return
+        path = self._pictures.local_path(url)
+        if path is None or path.suffix != ".html":
+            raise PredictionError(
+                f"The card address {url[:200]!r} is not an .html file in the shared folder.",
+                hint="Import the source with `cellai import`.",
+            )
+        write_card(path, html)

@@ -1,0 +1,43 @@
+"""How gunicorn serves the backend, and how the job runner is kept alive beside it.
+
+Every web process has a thread that tries to hold a lock; the one that holds it starts the
+job runner and starts it again when it dies. So there is always one, whichever web process
+is killed.
+"""
+
+import logging
+import subprocess
+import sys
+import threading
+import time
+
+from filelock import FileLock
+
+from backend.settings import Settings, read_settings
+
+_settings = read_settings()
+_log = logging.getLogger(__name__)
+
+bind = f"{_settings.host}:{_settings.port}"
+workers = _settings.workers
+threads = _settings.threads
+worker_class = "gthread"
+timeout = 120
+graceful_timeout = 10
+accesslog = None
+RESTART_SECONDS = 2.0
+
+
+def post_worker_init(_worker: object) -> None:
+    """Gunicorn hook, in a web process that is ready: watch over the job runner."""
+    threading.Thread(target=_keep_job_runner, args=(_settings,), daemon=True).start()
+
+
+def _keep_job_runner(settings: Settings) -> None:
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    with FileLock(settings.data_dir / "supervisor.lock"):
+        while True:
+            runner = subprocess.Popen([sys.executable, "-m", "backend.worker"])
+            code = runner.wait()
+            _log.warning("the job runner ended with code %d; it starts again", code)
+            time.sleep(RESTART_SECONDS)

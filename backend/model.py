@@ -1,0 +1,78 @@
+"""The class that label-studio-ml knows: tasks in, predictions of the version in service out."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from label_studio_ml.model import LabelStudioMLBase
+
+from backend.label_studio import Task
+from backend.prediction import predict, prediction
+from backend.service import Service
+from converters.label_config import read_label_config
+
+
+class CellClassifier(LabelStudioMLBase):  # type: ignore[misc]  # the library is untyped
+    """Predictions for one request.
+
+    Queue order comes from whole-pool rescoring in the job runner; a live prediction (a task
+    that was imported a moment ago, a test from the model page) scores by certainty alone.
+
+    Args:
+        label_config: the project's labelling config, XML.
+        project_id: Label Studio's id.
+        service: where the version in service is found.
+    """
+
+    def __init__(self, label_config: str, *, project_id: int, service: Service) -> None:
+        super().__init__(label_config=None)
+        self._label_config_xml = label_config
+        self._service = service
+        self._serving = service.serving(project_id)
+        self.model_version = service.model_version(project_id)
+
+    def predict(self, tasks: Sequence[dict[str, Any]], **_: object) -> list[dict[str, Any]]:
+        """Predict tasks.
+
+        Args:
+            tasks: N tasks as Label Studio sends them, each with `id` and `data`.
+
+        Returns:
+            N predictions in the same order; without a class where the picture cannot be
+            read, or while no version predicts one.
+
+        Raises:
+            LabelConfigError: the labelling config cannot be used.
+            WeightsError: the trunk cannot be loaded.
+        """
+        if self._serving is None or self._serving[2] is None:
+            return [self._empty() for _ in tasks]
+        project, version, head = self._serving
+        label_config = read_label_config(self._label_config_xml)
+        if head is None or label_config.classes != version.classes:
+            return [self._empty() for _ in tasks]
+        parameters = self._service.settings.parameters(project.extra_params)
+        pool = self._service.features().pool(
+            [Task(int(task.get("id") or 0), dict(task.get("data") or {})) for task in tasks],
+            mode=parameters.mode,
+        )
+        predicted = predict(
+            head,
+            pool.features,
+            passes=parameters.mc_passes,
+            seed=self._service.settings.seed,
+        )
+        certainty = np.where(pool.is_readable, 1 - predicted.uncertainty, 1.0)
+        return [
+            prediction(
+                task.id,
+                label_config,
+                predicted.probabilities[row] if pool.is_readable[row] else None,
+                score=float(certainty[row]),
+                model_version=self.model_version,
+            )
+            for row, task in enumerate(pool.tasks)
+        ]
+
+    def _empty(self) -> dict[str, Any]:
+        return {"result": [], "score": 1.0, "model_version": self.model_version}

@@ -1,0 +1,214 @@
+"""One job: read the project, train if something changed, publish, order the queue.
+
+Everything is derived from Label Studio and from the digest of what decides a head, so a job
+may be killed anywhere and run again: it finds the version it had stored and goes on.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import numpy as np
+
+from backend.head import Head
+from backend.jobs import JobStore, Project
+from backend.label_studio import LabelStudioClient
+from backend.pool import FeatureReader, Pool
+from backend.registry import Registry, Version
+from backend.rescoring import Rescored, next_version_name, publish, rescore
+from backend.settings import ProjectParameters, Settings
+from backend.training import TrainingSettings, fit
+from backend.training_set import Snapshot, SnapshotReader
+
+# Below this many hold-out labels two macro-F1 values cannot be told apart.
+MIN_HOLDOUT_TO_COMPARE = 50
+
+_log = logging.getLogger(__name__)
+
+
+class Retraining:
+    """Runs jobs for all projects in one process, which alone writes versions."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        client: LabelStudioClient,
+        features: FeatureReader,
+        registry: Registry,
+        store: JobStore,
+    ) -> None:
+        self._settings = settings
+        self._client = client
+        self._features = features
+        self._registry = registry
+        self._store = store
+        self._snapshots = SnapshotReader(client)
+
+    def run(self, project: Project, job_id: int) -> tuple[Snapshot, Pool, Rescored] | None:
+        """Bring a project up to date.
+
+        Args:
+            project: the project with its marks.
+            job_id: the job to report progress to.
+
+        Returns:
+            What is served now, for the cards; None when nothing had changed.
+
+        Raises:
+            CellAIError: Label Studio did not answer, or training failed.
+        """
+
+        def on_stage(stage: str) -> None:
+            self._store.progress(job_id, stage)
+
+        on_stage("reading labels")
+        parameters = self._settings.parameters(project.extra_params)
+        snapshot = self._snapshots.read(project.id)
+        digest = snapshot.digest(
+            parameters, trunk_id=self._features.trunk.trunk_id, seed=self._settings.seed
+        )
+        version = None if project.demanded else self._stored(project.id, digest)
+        if version is not None and self._is_served(project, version, snapshot):
+            return None
+
+        pool = self._features.pool(
+            snapshot.tasks,
+            mode=parameters.mode,
+            on_progress=lambda done, total: on_stage(f"computing features {done}/{total}"),
+        )
+        if version is None:
+            version = self._train(
+                project, snapshot, pool, parameters=parameters, digest=digest, on_stage=on_stage
+            )
+        served = self._version_to_serve(project, version)
+        self._store.progress(
+            job_id, "ordering the queue", model_version=served.version, n_labels=served.n_labels
+        )
+        rescored = rescore(
+            snapshot,
+            pool,
+            served,
+            self.head(served),
+            parameters=parameters,
+            seed=self._settings.seed,
+        )
+        publish(self._client, snapshot, pool, rescored, on_stage=on_stage)
+        self._store.serve(project.id, served.version)
+        self._registry.prune(project.id, keep=self._settings.keep_versions, serving=served.version)
+        _log.info(
+            "project %d: %s orders %d tasks (%d labels)",
+            project.id,
+            served.version,
+            len(pool.tasks),
+            served.n_labels,
+        )
+        return snapshot, pool, rescored
+
+    def head(self, version: Version) -> Head | None:
+        """The version's head; None at cold start."""
+        if version.is_cold_start:
+            return None
+        return Head.from_tensors(self._registry.tensors(version))
+
+    def _stored(self, project_id: int, digest: str) -> Version | None:
+        """The latest version, if nothing that decides a head has changed since."""
+        versions = self._registry.versions(project_id)
+        return versions[-1] if versions and versions[-1].labels_digest == digest else None
+
+    def _is_served(self, project: Project, version: Version, snapshot: Snapshot) -> bool:
+        """Whether Label Studio sorts all tasks by the version and the cards show it."""
+        name = version.version if version.promoted else project.serving_version
+        return (
+            project.serving_version == name
+            and snapshot.model_version == name
+            and project.cards_version == name
+            and self._client.model_versions(project.id).get(name) == len(snapshot.tasks)
+        )
+
+    def _version_to_serve(self, project: Project, version: Version) -> Version:
+        if version.promoted or project.serving_version is None:
+            return version
+        return self._registry.get(project.id, project.serving_version)
+
+    def _train(
+        self,
+        project: Project,
+        snapshot: Snapshot,
+        pool: Pool,
+        *,
+        parameters: ProjectParameters,
+        digest: str,
+        on_stage: Callable[[str], None],
+    ) -> Version:
+        """Fit a fresh head, or note a cold start, and store it as the next version."""
+        rows = [
+            row
+            for row, task in enumerate(pool.tasks)
+            if task.id in snapshot.labels and pool.is_readable[row]
+        ]
+        labels = np.array([snapshot.labels[pool.tasks[row].id] for row in rows], np.int64)
+        stored = self._registry.versions(project.id)
+        known = [*self._client.model_versions(project.id), *(v.version for v in stored)]
+        version = Version(
+            version=next_version_name(known),
+            project_id=project.id,
+            classes=snapshot.label_config.classes,
+            n_labels=len(rows),
+            labels_digest=digest,
+            trunk_id=self._features.trunk.trunk_id,
+            parameters=parameters.model_dump(),
+            created_at=datetime.now(UTC).isoformat(),
+        )
+        if len(np.unique(labels)) < 2:
+            return self._registry.publish(version, None)
+
+        on_stage(f"training on {len(rows)} labels")
+        fitted = fit(
+            pool.features[rows],
+            labels,
+            [str(pool.tasks[row].data.get("group") or pool.tasks[row].id) for row in rows],
+            n_classes=len(snapshot.label_config.classes),
+            settings=self._training_settings(parameters),
+        )
+        serving = next((v for v in stored if v.version == project.serving_version), None)
+        promoted = (
+            serving is None
+            or serving.classes != version.classes
+            or not is_worse(fitted.metrics, serving.metrics)
+        )
+        version = replace(version, metrics=dict(fitted.metrics), promoted=promoted)
+        return self._registry.publish(version, fitted.head.to_tensors())
+
+    def _training_settings(self, parameters: ProjectParameters) -> TrainingSettings:
+        settings = TrainingSettings(mc_passes=parameters.mc_passes, seed=self._settings.seed)
+        if parameters.learning_rate is not None:
+            settings = replace(settings, learning_rate=parameters.learning_rate)
+        if parameters.epochs is not None:
+            settings = replace(settings, epochs=parameters.epochs)
+        return settings
+
+
+def is_worse(new: Mapping[str, object], serving: Mapping[str, object]) -> bool:
+    """Whether a version's hold-out macro-F1 is below the serving one's beyond doubt.
+
+    Args:
+        new: metrics of the new version.
+        serving: metrics of the version in service.
+
+    Returns:
+        True when both hold-outs have `MIN_HOLDOUT_TO_COMPARE` labels and the difference
+        exceeds two standard errors (bootstrap) of the difference.
+    """
+    values = []
+    for metrics in (new, serving):
+        n_holdout, f1, se = (metrics.get(name) for name in ("n_holdout", "macro_f1", "macro_f1_se"))
+        if not (isinstance(n_holdout, int) and isinstance(f1, float) and isinstance(se, float)):
+            return False
+        if n_holdout < MIN_HOLDOUT_TO_COMPARE:
+            return False
+        values.append((f1, se))
+    (new_f1, new_se), (serving_f1, serving_se) = values
+    return serving_f1 - new_f1 > 2 * math.hypot(new_se, serving_se)

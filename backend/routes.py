@@ -1,0 +1,182 @@
+"""What the backend answers over HTTP.
+
+label-studio-ml 1.0.9 brings the application and its routes; the answers are ours, because
+the library's own put tracebacks into responses, train inside the webhook and share one model
+among all projects. No request works: webhooks only mark a project, predictions excepted.
+"""
+
+import hmac
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from flask import Flask, Response, jsonify, request
+from werkzeug.exceptions import HTTPException
+
+from backend.errors import ParametersError
+from backend.model import CellClassifier
+from backend.service import Service
+from backend.worker import READY, STARTING, read_state
+from converters.errors import CellAIError
+
+# Label Studio's own names; ANNOTATIONS_DELETED is plural there.
+NEW_LABEL_EVENTS = {"ANNOTATION_CREATED", "ANNOTATIONS_CREATED"}
+CHANGE_EVENTS = {
+    "ANNOTATION_UPDATED",
+    "ANNOTATIONS_DELETED",
+    "TASKS_CREATED",
+    "TASKS_DELETED",
+    "PROJECT_UPDATED",
+}
+DEMAND_EVENT = "START_TRAINING"
+MAX_BODY_BYTES = 256 * 1024 * 1024  # Label Studio sends whole selections to /predict
+
+_log = logging.getLogger(__name__)
+
+
+def install_routes(app: Flask, service: Service) -> None:
+    """Replace the library's views by ours and add the missing ones.
+
+    Args:
+        app: the application of `label_studio_ml.api.init_app`.
+        service: what the views answer from.
+    """
+    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
+    views: dict[str, Callable[[], Any]] = {
+        "_predict": lambda: predict(service),
+        "_setup": lambda: set_up(service),
+        "webhook": lambda: webhook(service),
+        "health": health,
+        "_train": _gone,
+        "_is_training": _gone,
+        "metrics": _gone,
+        "get_version": lambda: versions(service),
+    }
+    app.view_functions.update(views)
+    app.add_url_rule("/versions", "versions", views["get_version"], methods=["GET"])
+    app.add_url_rule("/ready", "ready", lambda: ready(service))
+    app.add_url_rule("/status", "status", lambda: jsonify(service.status()))
+    app.before_request(lambda: _authenticate(service))
+    app.register_error_handler(CellAIError, _explain)
+    app.register_error_handler(HTTPException, _describe)
+    # The library answers the last three with the error's own text.
+    for kind in (Exception, FileNotFoundError, AssertionError, IndexError):
+        app.register_error_handler(kind, _hide)
+
+
+def health() -> Response:
+    """Liveness: the process answers."""
+    return jsonify({"status": "UP"})
+
+
+def ready(service: Service) -> tuple[Response, int]:
+    """Readiness: the job runner has its weights; 503 with the reason until then."""
+    state = read_state(service.settings.data_dir)
+    body = {"ready": state == READY, "failed": state not in {READY, STARTING}, "state": state}
+    return jsonify(body), 200 if state == READY else 503
+
+
+def set_up(service: Service) -> Response:
+    """Remember the project; answer which version its predictions carry."""
+    body = _body()
+    project_id = _project_id(body.get("project"))
+    extra_params = body.get("extra_params") or ""
+    service.set_up(project_id, extra_params=_text(extra_params))
+    return jsonify({"model_version": service.model_version(project_id)})
+
+
+def predict(service: Service) -> Response:
+    """Predict tasks with the version in service; one result per task, in order."""
+    body = _body()
+    tasks = body.get("tasks")
+    if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
+        raise ParametersError("`tasks` is not a list of tasks.", hint="Send Label Studio's body.")
+    project_id = _project_id(body.get("project"))
+    model = CellClassifier(
+        label_config=str(body.get("label_config") or ""), project_id=project_id, service=service
+    )
+    return jsonify({"results": model.predict(tasks), "model_version": model.model_version})
+
+
+def webhook(service: Service) -> Response:
+    """Mark the project; the job runner reads Label Studio itself."""
+    body = _body()
+    event = body.get("action")
+    project = body.get("project")
+    project_id = _project_id(project.get("id") if isinstance(project, dict) else project)
+    known = True
+    if event in NEW_LABEL_EVENTS:
+        announced = body.get("annotation")
+        n_labels = len(announced) if isinstance(announced, list) else 1
+        known = service.store.mark(project_id, new_labels=n_labels)
+    elif event in CHANGE_EVENTS:
+        known = service.store.mark(project_id)
+    elif event == DEMAND_EVENT:
+        known = service.store.mark(project_id, demanded=True)
+    return jsonify({"status": "marked" if known else "unknown project"})
+
+
+def versions(service: Service) -> Response:
+    """Names of all stored versions, for Label Studio's model page."""
+    return jsonify({"versions": service.version_names()})
+
+
+def _gone() -> tuple[Response, int]:
+    return jsonify({"error": "This route is not served.", "hint": "Use /webhook."}), 404
+
+
+def _body() -> dict[str, Any]:
+    body = request.get_json(silent=True)
+    if not isinstance(body, dict):
+        raise ParametersError("The request's body is not a JSON object.", hint="Send JSON.")
+    return body
+
+
+def _project_id(value: object) -> int:
+    """Id from Label Studio's `17.1795372940` (id.created), or a plain number."""
+    number = str(value).partition(".")[0]
+    if isinstance(value, bool) or not number.isascii() or not number.isdigit() or len(number) > 18:
+        raise ParametersError(
+            f"`project` is {str(value)[:50]!r}, not a project id.", hint="Send Label Studio's body."
+        )
+    return int(number)
+
+
+def _text(extra_params: object) -> str:
+    if not isinstance(extra_params, str):
+        raise ParametersError(
+            "The extra parameters are not text.", hint='Write JSON such as {"mode": "both"}.'
+        )
+    return extra_params
+
+
+def _authenticate(service: Service) -> Response | None:
+    """Ask for user and password on every route but /health, if a password is set."""
+    password = service.settings.basic_auth_password.get_secret_value()
+    if not password or request.endpoint == "health":
+        return None
+    given = request.authorization
+    user = (given.username or "") if given is not None else ""
+    secret = (given.password or "") if given is not None else ""
+    user_matches = hmac.compare_digest(user.encode(), service.settings.basic_auth_user.encode())
+    if hmac.compare_digest(secret.encode(), password.encode()) and user_matches:
+        return None
+    response = jsonify({"error": "User and password are needed.", "hint": "See connection.json."})
+    response.status_code = 401
+    response.headers["WWW-Authenticate"] = 'Basic realm="CellAI"'
+    return response
+
+
+def _explain(error: CellAIError) -> tuple[Response, int]:
+    status = 400 if isinstance(error, ParametersError) else 500
+    return jsonify({"error": error.message, "hint": error.hint}), status
+
+
+def _describe(error: HTTPException) -> tuple[Response, int]:
+    return jsonify({"error": error.description, "hint": ""}), error.code or 500
+
+
+def _hide(error: Exception) -> tuple[Response, int]:
+    """The edge: the log gets the traceback, the caller one sentence."""
+    _log.error("%s %s failed", request.method, request.path, exc_info=error)
+    return jsonify({"error": "Internal error.", "hint": "The backend's log says more."}), 500

@@ -1,0 +1,205 @@
+"""The job runner: the one process that trains, rescores, writes cards and sweeps.
+
+It runs beside the web processes (`python -m backend.worker`), holds a lock on the data
+directory, looks for work in the job store and dies with the web server that started it.
+Priority: due jobs, then cards, then the sweep of old predictions; the latter two advance in
+small steps so that a new label never waits for them.
+"""
+
+import logging
+import os
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+
+from filelock import FileLock, Timeout
+
+from backend.card_refresh import CardRefresh
+from backend.errors import BackendError
+from backend.jobs import JobStore, Project
+from backend.label_studio import LabelStudioClient
+from backend.logs import configure_logging
+from backend.pool import FeatureReader, load_feature_reader
+from backend.registry import Registry
+from backend.rescoring import outdated_predictions
+from backend.retraining import Retraining
+from backend.settings import Settings, read_settings
+from converters.durable import replacing
+from converters.errors import CellAIError, ProjectNotFoundError
+
+POLL_SECONDS = 0.2
+RETRY_SECONDS = 15.0
+# Old predictions are deleted only when nobody has labelled for so long: each deletion
+# occupies SQLite for about 0.1 s.
+SWEEP_AFTER_QUIET_SECONDS = 60.0
+
+STARTING = "loading the model"
+READY = "ready"
+
+_log = logging.getLogger(__name__)
+
+
+def read_state(data_dir: Path) -> str:
+    """`READY`, or in a sentence what the job runner waits for or died of."""
+    path = data_dir / "worker.state"
+    return path.read_text() if path.exists() else STARTING
+
+
+def write_state(data_dir: Path, state: str) -> None:
+    """Record the state for `read_state` in other processes."""
+    with replacing(data_dir / "worker.state") as path:
+        path.write_text(state)
+
+
+class Worker:
+    """Main loop of the job runner."""
+
+    def __init__(self, settings: Settings, features: FeatureReader) -> None:
+        self._settings = settings
+        self._client = LabelStudioClient(
+            settings.label_studio_url, settings.label_studio_api_key.get_secret_value()
+        )
+        self._store = JobStore(settings.data_dir / "jobs.sqlite")
+        self._registry = Registry(settings.data_dir / "models")
+        self._retraining = Retraining(
+            settings,
+            client=self._client,
+            features=features,
+            registry=self._registry,
+            store=self._store,
+        )
+        self._cards = CardRefresh(settings, client=self._client, features=features)
+        self._outdated: list[int] = []
+        self._swept_for: dict[int, str | None] = {}
+        self._reconciled_at = 0.0
+        self._stopping = False
+
+    def stop(self, _signal: int, _frame: FrameType | None) -> None:
+        """Finish the current step, then leave."""
+        self._stopping = True
+
+    def run(self) -> None:
+        """Work until stopped or until the process that started this one is gone."""
+        parent = os.getppid()
+        self._store.interrupt_running()
+        while not self._stopping and os.getppid() == parent:
+            self._reconcile()
+            if not (self._run_due_job() or self._write_cards() or self._sweep()):
+                time.sleep(POLL_SECONDS)
+
+    def _reconcile(self) -> None:
+        """Look at every project now and then, for labels that no webhook announced."""
+        if time.monotonic() - self._reconciled_at < self._settings.reconcile_seconds:
+            return
+        self._reconciled_at = time.monotonic()
+        for project in self._store.projects():
+            if project.events == project.handled:
+                self._run_job(project)
+
+    def _run_due_job(self) -> bool:
+        for project in self._store.projects():
+            if project.is_due(
+                time.time(),
+                quiet_seconds=self._settings.quiet_seconds,
+                max_new_labels=self._settings.max_new_labels,
+            ):
+                self._run_job(project)
+                return True
+        return False
+
+    def _run_job(self, project: Project) -> None:
+        """Run one job; whatever goes wrong becomes the job's error and is tried again."""
+        job_id = self._store.begin(project)
+        try:
+            served = self._retraining.run(project, job_id)
+        except ProjectNotFoundError:
+            _log.info("project %d is gone", project.id)
+            self._store.fail(job_id, project, error="The project was deleted.", retry_seconds=0)
+            self._store.forget(project.id)
+            self._cards.forget(project.id)
+        except CellAIError as error:
+            _log.warning("project %d: %s", project.id, error)
+            self._store.fail(job_id, project, error=str(error), retry_seconds=RETRY_SECONDS)
+        except Exception:  # noqa: BLE001  # the edge: one project's failure must not stop the others
+            _log.exception("project %d: the job failed", project.id)
+            self._store.fail(
+                job_id, project, error="Internal error; see the log.", retry_seconds=RETRY_SECONDS
+            )
+        else:
+            self._store.finish(job_id, project, changed=served is not None)
+            if served is not None:
+                self._cards.show(*served)
+
+    def _write_cards(self) -> bool:
+        """Write one batch of cards; whether there was any."""
+        finished = self._cards.step()
+        if finished is None:
+            return False
+        for project_id, version in finished:
+            self._store.cards_written(project_id, version)
+        return True
+
+    def _sweep(self) -> bool:
+        """Delete one outdated prediction; the serving version's and its predecessor's stay."""
+        projects = self._store.projects()
+        if any(time.time() - p.last_event_at < SWEEP_AFTER_QUIET_SECONDS for p in projects):
+            return False
+        try:
+            if not self._outdated:
+                self._outdated = self._next_outdated(projects)
+            if not self._outdated:
+                return False
+            self._client.delete_prediction(self._outdated.pop(0))
+        except CellAIError as error:
+            _log.warning("sweep: %s", error)
+            return False
+        return True
+
+    def _next_outdated(self, projects: list[Project]) -> list[int]:
+        """Predictions to delete of the first project that was not swept for its version."""
+        for project in projects:
+            if self._swept_for.get(project.id) == project.serving_version:
+                continue
+            self._swept_for[project.id] = project.serving_version
+            keep = [v.version for v in self._registry.versions(project.id)][-2:]
+            outdated = outdated_predictions(
+                self._client, project.id, keep={*keep, project.serving_version or ""}
+            )
+            if outdated:
+                return outdated
+        return []
+
+
+def main() -> None:
+    """Entry point of `python -m backend.worker`; settings come from the environment."""
+    settings = read_settings()
+    configure_logging(settings.log_level)
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(settings.data_dir / "worker.lock", timeout=0):
+            _work(settings)
+    except Timeout:
+        _log.info("another job runner holds %s", settings.data_dir)
+
+
+def _work(settings: Settings) -> None:
+    client = LabelStudioClient(
+        settings.label_studio_url, settings.label_studio_api_key.get_secret_value()
+    )
+    write_state(settings.data_dir, STARTING)
+    try:
+        features = load_feature_reader(settings, client)
+    except BackendError as error:
+        _log.error("%s", error)
+        write_state(settings.data_dir, str(error))
+        raise SystemExit(error.exit_code) from error
+    write_state(settings.data_dir, READY)
+    worker = Worker(settings, features)
+    signal.signal(signal.SIGTERM, worker.stop)
+    signal.signal(signal.SIGINT, worker.stop)
+    worker.run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,445 @@
+"""The `cellai` command: parses, calls, prints. Every error ends here in one sentence."""
+
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from converters.backend_client import BackendClient, QueueState
+from converters.connection_file import ConnectionFile, read_connection
+from converters.crops import ReadOptions, plan_crops
+from converters.errors import CellAIError, ConfigurationError
+from converters.label_config import TEMPLATE_PATH, read_label_config, write_label_config
+from converters.label_studio import Connection
+from converters.launcher import Launcher, UpOptions
+from converters.project import (
+    BackendAddress,
+    ImportOptions,
+    ImportReport,
+    check_labels,
+    connect_backend,
+    create_project,
+    import_sources,
+)
+from converters.sample import write_sample_crops, write_sample_frames
+from converters.segmentation import Sensitivity
+
+app = typer.Typer(
+    help="Blood cells from HDF5 into Label Studio, the most instructive one first.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+console = Console(stderr=True)
+out = Console(soft_wrap=True)
+
+Sources = Annotated[
+    list[Path], typer.Argument(help="HDF5 files, pictures or folders of them.", metavar="SOURCE")
+]
+DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Data directory of `cellai up`.")]
+Url = Annotated[str, typer.Option("--url", help="Address of a running Label Studio.")]
+ApiKey = Annotated[
+    str,
+    typer.Option(
+        "--api-key", help="Personal access token or legacy token.", envvar="LABEL_STUDIO_API_KEY"
+    ),
+]
+ProjectId = Annotated[int | None, typer.Option("--project", help="Number of the project.")]
+Images = Annotated[str, typer.Option("--images", help="Path of the image dataset in the file.")]
+Labels = Annotated[str, typer.Option("--labels", help="Path of the label dataset in the file.")]
+SensitivityOption = Annotated[
+    Sensitivity, typer.Option("--sensitivity", help="Threshold that finds cells in frames.")
+]
+CropSize = Annotated[int, typer.Option("--crop-size", min=32, max=512, help="Side in px.")]
+MinArea = Annotated[int, typer.Option("--min-area", min=1, help="Smallest cell in px.")]
+Limit = Annotated[
+    int | None, typer.Option("--limit", min=1, help="At most that many cells, evenly spread.")
+]
+OutsideLinks = Annotated[
+    bool, typer.Option("--outside-links", help="Follow links that leave the file's folder.")
+]
+NoLabels = Annotated[
+    bool, typer.Option("--no-labels", help="Leave labels in the source out of the project.")
+]
+SkipUnknown = Annotated[
+    bool, typer.Option("--skip-unknown-labels", help="Import cells of other classes unlabelled.")
+]
+LabelConfigFile = Annotated[
+    Path | None,
+    typer.Option("--label-config", help="Labelling config (XML) that names the classes."),
+]
+Classes = Annotated[
+    str, typer.Option("--classes", help="Classes a,b,c written into the standard config.")
+]
+
+
+@app.command()
+def up(
+    sources: Annotated[
+        list[Path] | None,
+        typer.Argument(help="HDF5 files, pictures or folders of them.", metavar="[SOURCE]..."),
+    ] = None,
+    *,
+    data_dir: Annotated[Path, typer.Option("--data-dir", help="Where everything is kept.")] = Path(
+        "cellai-data"
+    ),
+    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8080,
+    backend_port: Annotated[int, typer.Option("--backend-port", min=1, max=65535)] = 9090,
+    no_browser: Annotated[bool, typer.Option("--no-browser")] = False,
+    weights: Annotated[
+        Path | None, typer.Option("--weights", help="VGG16 convolutions (safetensors).")
+    ] = None,
+    label_config: LabelConfigFile = None,
+    classes: Classes = "",
+    images: Images = "",
+    labels: Labels = "",
+    sensitivity: SensitivityOption = "medium",
+    crop_size: CropSize = 96,
+    min_area: MinArea = 20,
+    limit: Limit = None,
+    outside_links: OutsideLinks = False,
+    no_labels: NoLabels = False,
+    skip_unknown_labels: SkipUnknown = False,
+) -> None:
+    """Start Label Studio and the backend, import sources, and sort the queue."""
+    options = UpOptions(
+        data_dir=data_dir,
+        port=port,
+        backend_port=backend_port,
+        weights=weights,
+        label_config=_label_config(label_config, classes),
+        import_options=ImportOptions(
+            read=ReadOptions(
+                images=images,
+                labels=labels,
+                sensitivity=sensitivity,
+                crop_size_px=crop_size,
+                min_area_px=min_area,
+                limit=limit,
+                outside_links=outside_links,
+            ),
+            use_labels=not no_labels,
+            skip_unknown_labels=skip_unknown_labels,
+        ),
+    )
+    _check_before_start(sources or [], options)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        with Launcher(options, say=console.print) as launcher:
+            _bring_up(launcher, sources or [], options, open_browser=not no_browser)
+            launcher.watch()
+    except KeyboardInterrupt:
+        console.print("Stopped. The same command goes on where it was.")
+
+
+@app.command("import")
+def import_command(
+    sources: Sources,
+    *,
+    data_dir: DataDir = None,
+    url: Url = "",
+    api_key: ApiKey = "",
+    project: ProjectId = None,
+    files_dir: Annotated[
+        Path | None,
+        typer.Option("--files-dir", help="Document root of Label Studio's local files."),
+    ] = None,
+    title: Annotated[str, typer.Option("--title", help="Name of a new project.")] = "",
+    backend_url: Annotated[
+        str, typer.Option("--backend-url", help="ML backend to connect, as Label Studio sees it.")
+    ] = "",
+    backend_user: Annotated[
+        str, typer.Option("--backend-user", envvar="CELLAI_BASIC_AUTH_USER")
+    ] = "",
+    backend_password: Annotated[
+        str, typer.Option("--backend-password", envvar="CELLAI_BASIC_AUTH_PASSWORD")
+    ] = "",
+    label_config: LabelConfigFile = None,
+    classes: Classes = "",
+    images: Images = "",
+    labels: Labels = "",
+    sensitivity: SensitivityOption = "medium",
+    crop_size: CropSize = 96,
+    min_area: MinArea = 20,
+    limit: Limit = None,
+    outside_links: OutsideLinks = False,
+    no_labels: NoLabels = False,
+    skip_unknown_labels: SkipUnknown = False,
+) -> None:
+    """Import sources into a Label Studio that already runs; prints the project's number."""
+    stored = _stored_connection(data_dir, url)
+    connection = _connect(stored, url, api_key)
+    options = ImportOptions(
+        read=ReadOptions(
+            images=images,
+            labels=labels,
+            sensitivity=sensitivity,
+            crop_size_px=crop_size,
+            min_area_px=min_area,
+            limit=limit,
+            outside_links=outside_links,
+        ),
+        use_labels=not no_labels,
+        skip_unknown_labels=skip_unknown_labels,
+    )
+    root = _files_dir(files_dir, data_dir)
+    connection.get("api/current-user/whoami")
+    if project is None:
+        xml = _label_config(label_config, classes)
+        check_labels(sources, read_label_config(xml), options)
+        project = create_project(
+            connection, title=title or f"CellAI: {sources[0].name}", label_config=xml
+        )
+    _import(
+        sources,
+        options,
+        lambda on_progress: import_sources(
+            connection, project, sources, files_dir=root, options=options, on_progress=on_progress
+        ),
+    )
+    backend = _backend_address(stored, backend_url, backend_user, backend_password)
+    if backend is not None:
+        connect_backend(connection, project, backend)
+        BackendClient(backend).announce_tasks(project)
+    out.print(str(project))
+
+
+@app.command()
+def status(
+    *,
+    data_dir: DataDir = None,
+    backend_url: Annotated[str, typer.Option("--backend-url")] = "",
+    backend_user: Annotated[
+        str, typer.Option("--backend-user", envvar="CELLAI_BASIC_AUTH_USER")
+    ] = "",
+    backend_password: Annotated[
+        str, typer.Option("--backend-password", envvar="CELLAI_BASIC_AUTH_PASSWORD")
+    ] = "",
+    url: Url = "",
+    api_key: ApiKey = "",
+    project: ProjectId = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
+    """Versions with metrics, labels, jobs and open tasks of every project."""
+    stored = _stored_connection(data_dir, url)
+    backend = _backend_address(stored, backend_url, backend_user, backend_password)
+    if backend is None:
+        raise ConfigurationError(
+            "The backend's address is missing.", hint="Pass --data-dir or --backend-url."
+        )
+    connection = _connect(stored, url, api_key)
+    rows = [
+        row | {"open_tasks": _open_tasks(connection, row["project_id"])}
+        for row in BackendClient(backend).status()
+        if project is None or row["project_id"] == project
+    ]
+    if as_json:
+        out.print_json(json.dumps(rows))
+    else:
+        out.print(_status_table(rows))
+
+
+@app.command()
+def sample(
+    path: Annotated[Path, typer.Argument(help="File to write: .seg (crops) or .pre (frames).")],
+    *,
+    cells: Annotated[int, typer.Option("--cells", min=5, help="Number of crops.")] = 600,
+    frames: Annotated[int, typer.Option("--frames", min=1, help="Number of frames.")] = 24,
+    labelled: Annotated[
+        float, typer.Option("--labelled", min=0, max=1, help="Share of crops with a label.")
+    ] = 0.2,
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+) -> None:
+    """Write a file of SYNTHETIC blood cells, to try CellAI without own recordings."""
+    if path.suffix not in {".seg", ".pre"}:
+        raise ConfigurationError(
+            f"{path} is neither .seg nor .pre.", hint="Name the file sample.seg or sample.pre."
+        )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".seg":
+            write_sample_crops(path, n_cells=cells, seed=seed, labelled_share=labelled)
+        else:
+            write_sample_frames(path, n_frames=frames, seed=seed)
+    except OSError as error:
+        raise ConfigurationError(
+            f"{path} cannot be written ({error.strerror}).", hint="Choose another folder."
+        ) from error
+    console.print(f"Wrote synthetic cells to {path}.")
+
+
+def main() -> None:
+    """Entry point; errors become one sentence on standard error and an exit code."""
+    try:
+        app()
+    except CellAIError as error:
+        console.print(f"[bold red]Error:[/] {_escaped(error.message)}", soft_wrap=True)
+        console.print(_escaped(error.hint), soft_wrap=True)
+        sys.exit(error.exit_code)
+
+
+def _check_before_start(sources: Sequence[Path], options: UpOptions) -> None:
+    """Refuse bad sources, labels and weights before anything is started or written."""
+    if options.weights is not None and not options.weights.is_file():
+        raise ConfigurationError(
+            f"The weights file {options.weights} does not exist.", hint="Correct --weights."
+        )
+    if sources:
+        plan_crops(sources, options=options.import_options.read)
+        check_labels(sources, read_label_config(options.label_config), options.import_options)
+
+
+def _bring_up(
+    launcher: Launcher, sources: Sequence[Path], options: UpOptions, *, open_browser: bool
+) -> None:
+    console.print("Starting Label Studio and the backend (the first start takes a minute) …")
+    launcher.wait_until_up()
+    if sources:
+        _import(
+            sources,
+            options.import_options,
+            lambda on_progress: launcher.import_sources(sources, on_progress=on_progress),
+        )
+    launcher.connect()
+    with console.status("Sorting the queue …") as line:
+
+        def show(state: QueueState) -> None:
+            line.update(f"Sorting the queue: {state.stage or 'waiting'} …")
+
+        state = launcher.wait_until_sorted(on_state=show)
+    connection = launcher.connection_file
+    console.print(f"The queue is sorted by {state.model_version} ({state.n_labels} labels).")
+    out.print(f"\n  {launcher.labelling_url}", highlight=False)
+    out.print(f"  login {connection.email}  password {connection.password}\n", highlight=False)
+    console.print("Ctrl+C stops everything.")
+    if open_browser:
+        launcher.open_browser()
+
+
+def _import(sources: Sequence[Path], options: ImportOptions, run: Any) -> None:
+    """Run an import with a progress bar and print what it did."""
+    plan = plan_crops(sources, options=options.read)
+    columns = (TextColumn("Importing cells"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeElapsedColumn(), console=console) as bar:
+        task = bar.add_task("import", total=plan.cells)
+        report: ImportReport = run(lambda done: bar.update(task, completed=done))
+        bar.update(task, total=report.imported + report.already_there)
+    console.print(
+        f"{report.imported} cells imported, {report.labelled} of them labelled;"
+        f" {report.already_there} were there already."
+    )
+    for label, count in report.skipped_labels.items():
+        console.print(f"  label {label!r} is no class: {count} cells imported unlabelled")
+    if len(report.problems):
+        console.print(_problem_table(report))
+
+
+def _problem_table(report: ImportReport) -> Table:
+    table = Table("source", "what", "count", "first at", title="Left out or changed")
+    for problem in report.problems:
+        table.add_row(problem.source, problem.reason, str(problem.count), problem.example)
+    return table
+
+
+def _status_table(rows: Sequence[dict[str, Any]]) -> Table:
+    table = Table("project", "version", "labels", "macro-F1", "open tasks", "job")
+    for row in rows:
+        serving: dict[str, Any] = next(
+            (v for v in row["versions"] if v["version"] == row["model_version"]), {"metrics": {}}
+        )
+        macro_f1 = serving["metrics"].get("macro_f1")
+        job = row["jobs"][0] if row["jobs"] else {"state": "none", "stage": ""}
+        table.add_row(
+            str(row["project_id"]),
+            row["model_version"] or "none yet",
+            str(serving.get("n_labels", 0)),
+            "-" if macro_f1 is None else f"{macro_f1:.3f}",
+            str(row["open_tasks"]),
+            f"{job['state']} {job['stage']}".strip(),
+        )
+    return table
+
+
+def _open_tasks(connection: Connection, project_id: int) -> int:
+    project = connection.get(f"api/projects/{project_id}/")
+    return int(project["task_number"]) - int(project["num_tasks_with_annotations"])
+
+
+def _label_config(path: Path | None, classes: str) -> str:
+    """The labelling config's XML, checked.
+
+    Raises:
+        ConfigurationError: both options given, or the file cannot be read.
+        LabelConfigError: it cannot be used.
+    """
+    if path is not None and classes:
+        raise ConfigurationError(
+            "--label-config and --classes exclude each other.", hint="Give one of them."
+        )
+    if classes:
+        return write_label_config([name.strip() for name in classes.split(",")])
+    try:
+        xml = (path or TEMPLATE_PATH).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(
+            f"The labelling config {path} cannot be read.", hint="Correct --label-config."
+        ) from error
+    read_label_config(xml)
+    return xml
+
+
+def _stored_connection(data_dir: Path | None, url: str) -> ConnectionFile | None:
+    if data_dir is not None:
+        return read_connection(data_dir)
+    if not url:
+        raise ConfigurationError(
+            "Neither --data-dir nor --url is given.",
+            hint="Name the data directory of `cellai up`, or --url and --api-key.",
+        )
+    return None
+
+
+def _connect(stored: ConnectionFile | None, url: str, api_key: str) -> Connection:
+    if stored is not None:
+        return Connection(url or stored.label_studio_url, api_key or stored.api_key)
+    if not api_key:
+        raise ConfigurationError(
+            "--api-key is missing.", hint="Copy a token from Label Studio's account page."
+        )
+    return Connection(url, api_key)
+
+
+def _files_dir(files_dir: Path | None, data_dir: Path | None) -> Path:
+    if files_dir is not None:
+        return files_dir.resolve()
+    if data_dir is None:
+        raise ConfigurationError(
+            "--files-dir is missing.",
+            hint="Name the folder that Label Studio serves as local files"
+            " (LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT).",
+        )
+    return data_dir.resolve() / "files"
+
+
+def _backend_address(
+    stored: ConnectionFile | None, url: str, user: str, password: str
+) -> BackendAddress | None:
+    if url:
+        return BackendAddress(url.rstrip("/"), user, password)
+    return None if stored is None else stored.backend
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _escaped(text: str) -> str:
+    return text.replace("[", r"\[")

@@ -1,0 +1,125 @@
+"""The one connection to Label Studio, through `label_studio_sdk`, and its errors in our words.
+
+Rows travel as plain JSON over the SDK's own HTTP client (authentication, token refresh):
+building typed objects for 10,000 tasks costs more than the request.
+"""
+
+from typing import Any
+
+import httpx
+from label_studio_sdk import LabelStudio
+from label_studio_sdk.core.api_error import ApiError
+
+from converters.errors import (
+    BlockedAddressError,
+    LabelStudioError,
+    ProjectNotFoundError,
+    TokenError,
+    UnreachableError,
+)
+
+TIMEOUT_S = 600  # an import of 100,000 rows takes Label Studio half a minute
+ADDRESS_SETTINGS = (
+    "USE_DEFAULT_BANNED_SUBNETS=false and USER_ADDITIONAL_BANNED_SUBNETS=169.254.0.0/16"
+)
+
+
+class Connection:
+    """An authenticated connection.
+
+    Args:
+        url: address of Label Studio.
+        api_key: personal access token or legacy token; both work.
+    """
+
+    def __init__(self, url: str, api_key: str) -> None:
+        self.url = url.rstrip("/")
+        self._api_key = api_key
+        self._http: Any = None
+
+    def get(self, path: str, **params: object) -> Any:
+        """JSON of a GET."""
+        return self.request("GET", path, params=params).json()
+
+    def post(self, path: str, payload: object, **params: object) -> Any:
+        """JSON of a POST."""
+        return self.request("POST", path, payload=payload, params=params).json()
+
+    def patch(self, path: str, payload: object, **params: object) -> Any:
+        """JSON of a PATCH."""
+        return self.request("PATCH", path, payload=payload, params=params).json()
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        payload: object = None,
+        params: dict[str, Any] | None = None,
+        accept: tuple[int, ...] = (),
+    ) -> httpx.Response:
+        """One request.
+
+        Args:
+            method: HTTP method.
+            path: path below the address, without a leading slash.
+            payload: JSON body.
+            params: query.
+            accept: statuses to return beside 2xx.
+
+        Raises:
+            UnreachableError: nothing answers.
+            TokenError: the API key is refused.
+            ProjectNotFoundError: 404.
+            BlockedAddressError: Label Studio will not talk to a private address.
+            LabelStudioError: any other status.
+        """
+        try:
+            response: httpx.Response = self._client().request(
+                path,
+                method=method,
+                params=params,
+                json=payload,
+                # No retry: the SDK would repeat a POST that timed out and double its rows.
+                request_options={"max_retries": 0},
+            )
+        except httpx.HTTPError as error:
+            raise UnreachableError(
+                f"Label Studio at {self.url} does not answer ({type(error).__name__}).",
+                hint="Start it, or correct the address.",
+            ) from error
+        except ApiError as error:  # the token could not be refreshed, or is not one
+            raise self._refusal(error.status_code or 401, path, str(error.body)) from error
+        if response.is_success or response.status_code in accept:
+            return response
+        raise self._refusal(response.status_code, path, response.text)
+
+    def _client(self) -> Any:
+        if self._http is None:
+            client = LabelStudio(  # type: ignore[no-untyped-call]  # untyped in the SDK
+                base_url=self.url, api_key=self._api_key, timeout=TIMEOUT_S
+            )
+            self._http = client._client_wrapper.httpx_client
+        return self._http
+
+    def _refusal(self, status: int, path: str, body: str) -> LabelStudioError:
+        if status in {401, 403} and "reserved network address" in body:
+            return BlockedAddressError(
+                f"Label Studio at {self.url} refuses private addresses ({status}).",
+                hint=f"Start Label Studio with {ADDRESS_SETTINGS}.",
+            )
+        if status == 401:
+            return TokenError(
+                f"Label Studio at {self.url} refuses the API key (401).",
+                hint="Use a personal access token of an account of that Label Studio, or a legacy"
+                " token if legacy tokens are enabled there (Organization, API tokens settings).",
+            )
+        if status == 404:
+            return ProjectNotFoundError(
+                f"Label Studio at {self.url} has no {path} (404).",
+                hint="Check the project's number; it may have been deleted.",
+            )
+        return LabelStudioError(
+            f"Label Studio at {self.url} answered {status} to {path}: {body[:300]}",
+            hint="Its log says more.",
+        )

@@ -1,0 +1,274 @@
+"""`cellai up`: Label Studio and the ML backend as child processes, and the import into them."""
+
+import sys
+import time
+import webbrowser
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import httpx
+from filelock import FileLock, Timeout
+
+from converters.backend_client import BackendClient, QueueState
+from converters.connection_file import (
+    FILE_NAME,
+    ConnectionFile,
+    fresh_connection,
+    read_connection,
+)
+from converters.errors import AlreadyRunningError, CellAIError, OutputError
+from converters.label_config import read_label_config
+from converters.label_studio import Connection
+from converters.processes import Children, check_port
+from converters.project import (
+    ImportOptions,
+    ImportReport,
+    check_labels,
+    connect_backend,
+    create_project,
+    import_sources,
+)
+
+LABEL_STUDIO = "label-studio"
+BACKEND = "backend"
+POLL_SECONDS = 0.3
+
+# Settings of Label Studio that a local installation needs; sources in docs/operations.md.
+LABEL_STUDIO_ENVIRONMENT = {
+    "LABEL_STUDIO_DISABLE_SIGNUP_WITHOUT_LINK": "true",
+    "LABEL_STUDIO_ENABLE_LEGACY_API_TOKEN": "true",
+    "LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED": "true",
+    # The backend listens on this machine; only the cloud's metadata address stays blocked.
+    "USE_DEFAULT_BANNED_SUBNETS": "false",
+    "USER_ADDITIONAL_BANNED_SUBNETS": "169.254.0.0/16",
+    # No telemetry, no version check: a laboratory machine may have no way out.
+    "SENTRY_DSN": "",
+    "FRONTEND_SENTRY_DSN": "",
+    "COLLECT_ANALYTICS": "false",
+    "LATEST_VERSION_CHECK": "false",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class UpOptions:
+    """Options of `cellai up`."""
+
+    data_dir: Path
+    port: int
+    backend_port: int
+    weights: Path | None
+    label_config: str
+    import_options: ImportOptions
+
+
+class Launcher:
+    """One running installation below a data directory; use as a context manager.
+
+    Args:
+        options: of `cellai up`.
+        say: prints a line for the user.
+    """
+
+    def __init__(self, options: UpOptions, *, say: Callable[[str], None]) -> None:
+        self._options = options
+        self._say = say
+        self._data_dir = options.data_dir.resolve()
+        self._files_dir = self._data_dir / "files"
+
+    def __enter__(self) -> "Launcher":
+        """Claim the data directory, check the ports, start both services.
+
+        Raises:
+            OutputError: the data directory cannot be written.
+            AlreadyRunningError: another `cellai up` holds it.
+            PortInUseError: a port is taken.
+        """
+        try:
+            self._files_dir.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(self._data_dir / "launcher.lock", timeout=0)
+            self._lock.acquire()
+        except Timeout as error:
+            raise AlreadyRunningError(
+                f"Another `cellai up` runs on {self._data_dir}.",
+                hint="Stop it with Ctrl+C, or choose another --data-dir.",
+            ) from error
+        except OSError as error:
+            raise OutputError(
+                f"The data directory {self._data_dir} cannot be written ({error.strerror}).",
+                hint="Choose a folder that you may write with --data-dir.",
+            ) from error
+        try:
+            self._children = Children(self._data_dir)
+            check_port(self._options.port, option="--port")
+            check_port(self._options.backend_port, option="--backend-port")
+            self.connection_file = self._connection_file()
+            self._start()
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop both services."""
+        self._children.stop()
+        self._lock.release()
+
+    def wait_until_up(self) -> None:
+        """Wait for Label Studio and for the backend's model.
+
+        Raises:
+            CellAIError: a service keeps ending, or the model cannot be loaded.
+        """
+        url = self.connection_file.label_studio_url
+        self._wait_for(lambda: _answers(f"{url}/health"), LABEL_STUDIO)
+        self._connection = Connection(url, self.connection_file.api_key)
+        self._connection.get("api/current-user/whoami")
+        self._backend = BackendClient(self.connection_file.backend)
+        self._wait_for(self._backend.is_ready, BACKEND)
+
+    def import_sources(
+        self, sources: Sequence[Path], *, on_progress: Callable[[int], None]
+    ) -> ImportReport:
+        """Import into the project of this data directory, which is created at the first time."""
+        project_id = self.connection_file.project_id
+        if project_id is None:
+            config = read_label_config(self._options.label_config)
+            check_labels(sources, config, self._options.import_options)
+            title = f"CellAI: {sources[0].name}"
+            project_id = create_project(
+                self._connection, title=title, label_config=self._options.label_config
+            )
+            self.connection_file = replace(self.connection_file, project_id=project_id)
+            self.connection_file.write(self._data_dir)
+        return import_sources(
+            self._connection,
+            project_id,
+            sources,
+            files_dir=self._files_dir,
+            options=self._options.import_options,
+            on_progress=on_progress,
+        )
+
+    def connect(self) -> None:
+        """Connect the backend to the project and tell it that tasks may be new."""
+        project_id = self._project_id()
+        connect_backend(self._connection, project_id, self.connection_file.backend)
+        self._backend.announce_tasks(project_id)
+
+    def wait_until_sorted(self, *, on_state: Callable[[QueueState], None]) -> QueueState:
+        """Wait until every task has a score and Label Studio sorts by it.
+
+        Raises:
+            CellAIError: the backend's job failed again and again.
+        """
+        while True:
+            self._children.check()
+            state = self._backend.queue_state(self._project_id())
+            if state.is_sorted:
+                return state
+            if state.failures >= 3:
+                raise CellAIError(
+                    f"The queue cannot be sorted: {state.error}",
+                    hint=f"See {self._children.log(BACKEND)}.",
+                )
+            on_state(state)
+            time.sleep(POLL_SECONDS)
+
+    def watch(self) -> None:
+        """Keep both services alive until interrupted.
+
+        Raises:
+            CellAIError: a service keeps ending.
+        """
+        while True:
+            for name in self._children.check():
+                self._say(f"{name} had ended and was started again.")
+            time.sleep(POLL_SECONDS)
+
+    @property
+    def labelling_url(self) -> str:
+        """Page on which the next cell is labelled."""
+        return (
+            f"{self.connection_file.label_studio_url}/projects/{self._project_id()}/data?labeling=1"
+        )
+
+    def open_browser(self) -> None:
+        """Show the labelling page in the user's browser."""
+        webbrowser.open(self.labelling_url)
+
+    def _project_id(self) -> int:
+        if self.connection_file.project_id is None:
+            raise CellAIError("Nothing was imported yet.", hint="Name a source: `cellai up FILE`.")
+        return self.connection_file.project_id
+
+    def _connection_file(self) -> ConnectionFile:
+        """The stored connection with today's ports, or a fresh one."""
+        label_studio_url = f"http://127.0.0.1:{self._options.port}"
+        backend_url = f"http://127.0.0.1:{self._options.backend_port}"
+        exists = (self._data_dir / FILE_NAME).exists()
+        stored = (
+            read_connection(self._data_dir)
+            if exists
+            else fresh_connection(label_studio_url, backend_url)
+        )
+        connection = replace(stored, label_studio_url=label_studio_url, backend_url=backend_url)
+        connection.write(self._data_dir)
+        return connection
+
+    def _start(self) -> None:
+        connection = self.connection_file
+        self._children.start(
+            LABEL_STUDIO,
+            [
+                str(Path(sys.executable).with_name("label-studio")),
+                "start",
+                "--no-browser",
+                "--internal-host",
+                "127.0.0.1",
+                "--port",
+                str(self._options.port),
+            ],
+            LABEL_STUDIO_ENVIRONMENT
+            | {
+                "LABEL_STUDIO_BASE_DATA_DIR": str(self._data_dir / "label-studio"),
+                "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT": str(self._files_dir),
+                "LABEL_STUDIO_USERNAME": connection.email,
+                "LABEL_STUDIO_PASSWORD": connection.password,
+                "LABEL_STUDIO_USER_TOKEN": connection.api_key,
+            },
+        )
+        weights = self._options.weights
+        self._children.start(
+            BACKEND,
+            [
+                str(Path(sys.executable).with_name("gunicorn")),
+                "--config",
+                "python:backend.gunicorn_conf",
+                "backend._wsgi:app",
+            ],
+            {
+                "CELLAI_LABEL_STUDIO_URL": connection.label_studio_url,
+                "CELLAI_LABEL_STUDIO_API_KEY": connection.api_key,
+                "CELLAI_DATA_DIR": str(self._data_dir / "backend"),
+                "CELLAI_FILES_DIR": str(self._files_dir),
+                "CELLAI_PORT": str(self._options.backend_port),
+                "CELLAI_BASIC_AUTH_USER": connection.backend_user,
+                "CELLAI_BASIC_AUTH_PASSWORD": connection.backend_password,
+            }
+            | ({"CELLAI_WEIGHTS": str(weights.resolve())} if weights else {}),
+        )
+
+    def _wait_for(self, is_up: Callable[[], bool], name: str) -> None:
+        started = time.monotonic()
+        while not is_up():
+            self._children.check()
+            time.sleep(POLL_SECONDS)
+        self._say(f"{name} is up ({time.monotonic() - started:.0f} s)")
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=5).is_success
+    except httpx.HTTPError:
+        return False
