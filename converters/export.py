@@ -1,0 +1,528 @@
+"""Labels back into copies of the files they belong to, and into one CSV table.
+
+In: the tasks of a project and where its sources lie. Out, in one folder: a copy of every HDF5
+source with the labels in its own label column and in the table `cellai/cells`, and `labels.csv`
+with all labels. The sources are only read. Everything is written to a hidden folder, read back
+and compared, and only then moved to its name. Label Studio is not called.
+"""
+
+import csv
+import io
+import shutil
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from converters.crops import FRAME_FACTOR, ReadOptions
+from converters.durable import sync
+from converters.errors import ExportError, OutputError, SourceChangedError
+from converters.hdf5_copy import check_unchanged, copy_hdf5
+from converters.label_writing import WrittenLabels, check_labels, keep_old, write_labels
+from converters.labels import ChosenLabel, chosen_label
+from converters.layouts import Layout, recognise
+from converters.source import Hdf5Source, fingerprint, image_size
+
+CSV_NAME = "labels.csv"
+CELLS = "cellai/cells"
+FORMAT = 1
+
+_TEXT = h5py.string_dtype()
+_CELL_FIELDS = np.dtype(
+    [
+        ("dataset", _TEXT),
+        ("index", np.int64),
+        ("x", np.int64),
+        ("y", np.int64),
+        ("width", np.int64),
+        ("height", np.int64),
+        ("crop_id", _TEXT),
+        ("group", _TEXT),
+        ("label", _TEXT),
+        ("annotator", _TEXT),
+        ("labelled_at", _TEXT),
+        ("model_version", _TEXT),
+        ("ground_truth", np.bool_),
+        ("n_annotations", np.int64),
+        ("n_agreeing", np.int64),
+        ("task_id", np.int64),
+        ("annotation_id", np.int64),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ExportTask:
+    """One task: where its cell is, and its label if it has one.
+
+    Attributes:
+        task_id: Label Studio's id.
+        source: name of the source, '' for a task that no import of ours made.
+        dataset: path of the image dataset, '' for a picture.
+        index: of the image in it.
+        bbox: x, y, width, height in px in the image.
+        crop_id: of the cell.
+        group: field of view.
+        chosen: the label; None while unlabelled.
+    """
+
+    task_id: int
+    source: str
+    dataset: str
+    index: int
+    bbox: tuple[int, int, int, int]
+    crop_id: str
+    group: str
+    chosen: ChosenLabel | None
+
+
+@dataclass(frozen=True, slots=True)
+class ExportSource:
+    """A source as it was imported.
+
+    Attributes:
+        path: where it lies.
+        sha256: its `converters.source.fingerprint` at the time of the import.
+        read: how it was read.
+    """
+
+    path: Path
+    sha256: str
+    read: ReadOptions = field(default_factory=ReadOptions)
+
+
+@dataclass(frozen=True, slots=True)
+class ExportReport:
+    """What an export wrote.
+
+    Attributes:
+        csv: the table of all labels.
+        copies: the HDF5 copies by name of the source.
+        n_labels: labels in the table.
+        n_in_columns: labels that stand in a label column of a copy, too; those of images
+            with several cells stand only in the table of the copy.
+        csv_only: number of labels by source that is no HDF5 file of this import.
+    """
+
+    csv: Path
+    copies: dict[str, Path]
+    n_labels: int
+    n_in_columns: int
+    csv_only: dict[str, int]
+
+
+def export_task(
+    task: Mapping[str, Any], *, from_name: str, annotators: Mapping[str, str] | None = None
+) -> ExportTask:
+    """A task of Label Studio's JSON export, with the label the rule chooses.
+
+    Args:
+        task: `id`, `data` as the import wrote it, and `annotations`.
+        from_name: name of the `Choices` tag to read.
+        annotators: e-mail address by user id, for exports that only give ids.
+
+    Raises:
+        ExportError: the task's data was changed to something that is no place in a source.
+    """
+    data, chosen = task["data"], chosen_label(task.get("annotations") or (), from_name=from_name)
+    if chosen is not None and annotators:
+        chosen = replace(chosen, annotator=annotators.get(chosen.annotator, chosen.annotator))
+    try:
+        x, y, width, height = (int(side) for side in data.get("bbox") or (0, 0, 0, 0))
+        index = int(data.get("index") or 0)
+    except (TypeError, ValueError) as error:
+        raise ExportError(
+            f"Task {task['id']} has index {data.get('index')!r} and bbox {data.get('bbox')!r}, "
+            "which are no place in an image.",
+            hint="Its data was edited in Label Studio: delete the task and import again.",
+        ) from error
+    return ExportTask(
+        task_id=int(task["id"]),
+        source=str(data.get("source", "")),
+        dataset=str(data.get("dataset", "")),
+        index=index,
+        bbox=(x, y, width, height),
+        crop_id=str(data.get("crop_id", "")),
+        group=str(data.get("group", "")),
+        chosen=chosen,
+    )
+
+
+def export_labels(
+    tasks: Iterable[ExportTask],
+    sources: Mapping[str, ExportSource],
+    *,
+    out_dir: Path,
+    project: str,
+    classes: Sequence[str],
+) -> ExportReport:
+    """Writes all labels of a project to copies of its sources and to a CSV table.
+
+    An export of the same labels that is already there is left as it is; another one is never
+    overwritten.
+
+    Args:
+        tasks: all tasks of the project; those without label count the cells of an image.
+        sources: the project's sources by the name its tasks carry.
+        out_dir: folder for the results; made when missing.
+        project: what to record as the origin of the labels, such as its title and id.
+        classes: class ids of the project.
+
+    Raises:
+        SourceChangedError: a source is no longer the file that was imported.
+        OutputError: `out_dir` cannot be written, has too little space, or holds other results.
+        ExportError: a task names a place that its source does not have.
+        SourceError: a source cannot be read any more.
+    """
+    tasks = list(tasks)
+    labelled = [task for task in tasks if task.chosen is not None]
+    files = _hdf5_files(tasks, sources)
+    with _staging(out_dir) as staging:
+        _check_space(staging, (file.path for file in files.values()))
+        targets = _targets(files, out_dir)
+        results = {CSV_NAME: _write_csv(labelled, staging / CSV_NAME)}
+        n_in_columns = 0
+        for name, file in files.items():
+            of_file = [task for task in tasks if task.source == name and task.dataset]
+            staged = staging / targets[name]
+            staged.parent.mkdir(parents=True, exist_ok=True)
+            columns = _export_file(
+                name, file, staged, tasks=of_file, project=project, classes=classes
+            )
+            n_in_columns += columns
+            results[targets[name].as_posix()] = staged
+        _publish(results, out_dir)
+    csv_only = Counter(
+        task.source for task in labelled if task.source not in files or not task.dataset
+    )
+    return ExportReport(
+        csv=out_dir / CSV_NAME,
+        copies={name: out_dir / target for name, target in targets.items()},
+        n_labels=len(labelled),
+        n_in_columns=n_in_columns,
+        csv_only=dict(csv_only),
+    )
+
+
+# --- which files -------------------------------------------------------------------------------
+
+
+def _hdf5_files(
+    tasks: Sequence[ExportTask], sources: Mapping[str, ExportSource]
+) -> dict[str, ExportSource]:
+    """The HDF5 files with labels, by the name their tasks carry; files in folders included."""
+    names = {task.source for task in tasks if task.dataset and task.chosen is not None}
+    found = {name: _locate(name, sources) for name in sorted(names)}
+    return {name: file for name, file in found.items() if file is not None}
+
+
+def _locate(name: str, sources: Mapping[str, ExportSource]) -> ExportSource | None:
+    """The file that tasks call `name`: a source, or a file in a folder that is one."""
+    if name in sources and not sources[name].path.is_dir():
+        _check_fingerprint(name, sources[name])
+        return sources[name]
+    # A task's data can be edited, so its name must not lead out of the folder.
+    folders = {
+        folder_name: folder
+        for folder_name, folder in sources.items()
+        if (folder.path / name).is_file()
+        and (folder.path / name).resolve().is_relative_to(folder.path.resolve())
+    }
+    if len(folders) > 1:
+        raise ExportError(
+            f"{name} is in several imported folders: {', '.join(folders)}.",
+            hint="Import the folders into projects of their own.",
+        )
+    for folder_name, folder in folders.items():
+        _check_fingerprint(folder_name, folder)
+        path = folder.path / name
+        return replace(folder, path=path, sha256=fingerprint(path))
+    return None
+
+
+def _check_fingerprint(name: str, source: ExportSource) -> None:
+    if not source.path.exists():
+        raise SourceChangedError(
+            f"{name} was imported from {source.path}, where it no longer is.",
+            hint="Put it back there and export again.",
+        )
+    if fingerprint(source.path) != source.sha256:
+        raise SourceChangedError(
+            f"{source.path} has changed since its import, so the labels may not fit its cells.",
+            hint="Put the imported file back, or import the changed one into a new project.",
+        )
+
+
+def _targets(files: Mapping[str, ExportSource], out_dir: Path) -> dict[str, PurePosixPath]:
+    """Name of each copy below the folder; never that of the source itself."""
+    targets = {}
+    for name, file in files.items():
+        target = PurePosixPath(
+            *(part for part in PurePosixPath(name).parts if part not in ("/", ".."))
+        )
+        if (out_dir / target).resolve() == file.path.resolve():
+            target = target.with_stem(f"{target.stem}-labelled")
+        targets[name] = target
+    return targets
+
+
+# --- one HDF5 file -----------------------------------------------------------------------------
+
+
+def _export_file(
+    name: str,
+    file: ExportSource,
+    staged: Path,
+    *,
+    tasks: Sequence[ExportTask],
+    project: str,
+    classes: Sequence[str],
+) -> int:
+    """Writes and verifies one copy; returns how many labels its columns hold."""
+    with Hdf5Source(file.path, name=name, outside_links=file.read.outside_links) as source:
+        layout = recognise(source, file.read.layout)
+        _check_places(source, layout, tasks)
+        cells = cells_table([task for task in tasks if task.chosen is not None])
+        copy_hdf5(source, staged)
+        attributes = _provenance(name, file, tasks, project=project)
+        with h5py.File(staged, "r+", locking=False) as copy:
+            written = write_labels(
+                source,
+                copy,
+                layout=layout,
+                labels=_column_labels(layout, tasks, read=file.read),
+                classes=classes,
+            )
+            moved = _write_table(copy, cells, attributes)
+            for stack in written:
+                _describe(copy, stack, attributes)
+                moved |= stack.kept
+        _verify(source, staged, written=written, cells=cells, moved=moved)
+    return sum(len(stack.labels) for stack in written)
+
+
+def _check_places(source: Hdf5Source, layout: Layout, tasks: Iterable[ExportTask]) -> None:
+    counts = {columns.dataset: columns.count for columns in layout.stacks()}
+    for task in tasks:
+        if not 0 <= task.index < counts.get(task.dataset, 0):
+            raise ExportError(
+                f"Task {task.task_id} belongs to image {task.index} of '{task.dataset}', "
+                f"which {source.name} does not have.",
+                hint="Its data was edited in Label Studio: delete the task and import again.",
+            )
+
+
+def _column_labels(
+    layout: Layout, tasks: Iterable[ExportTask], *, read: ReadOptions
+) -> dict[str, dict[int, str]]:
+    """Labels of images that hold one cell, by dataset and row.
+
+    A label column says what an image shows, so an image with several cells has no place in it.
+    Of an import with a limit nobody knows how many cells a frame holds.
+    """
+    cells_of: defaultdict[tuple[str, int], list[ExportTask]] = defaultdict(list)
+    for task in tasks:
+        cells_of[task.dataset, task.index].append(task)
+    sizes_px = {columns.dataset: image_size(columns.first) for columns in layout.stacks()}
+    labels: defaultdict[str, dict[int, str]] = defaultdict(dict)
+    for (dataset, index), cells in cells_of.items():
+        is_frame = max(sizes_px[dataset]) > FRAME_FACTOR * read.crop_size_px
+        chosen = cells[0].chosen if len(cells) == 1 else None
+        if chosen is not None and not (is_frame and read.limit is not None):
+            labels[dataset][index] = chosen.label
+    return labels
+
+
+def cells_table(tasks: Sequence[ExportTask]) -> NDArray[np.void]:
+    """The labels of one file as the rows of its table, ordered by place.
+
+    Args:
+        tasks: with labels.
+
+    Returns:
+        Compound array of shape (len(tasks),).
+    """
+    ordered = sorted(tasks, key=lambda task: (task.dataset, task.index, task.bbox, task.task_id))
+    rows = (_row(task) for task in ordered)
+    return np.array(
+        [tuple(row[name] for name in _CELL_FIELDS.names or ()) for row in rows], dtype=_CELL_FIELDS
+    )
+
+
+def _row(task: ExportTask) -> dict[str, Any]:
+    chosen = task.chosen
+    if chosen is None:
+        raise ValueError(f"task {task.task_id} has no label")
+    x, y, width, height = task.bbox
+    return {
+        "source": task.source,
+        "dataset": task.dataset,
+        "index": task.index,
+        "x": x,
+        "y": y,
+        "width": width,
+        "height": height,
+        "crop_id": task.crop_id,
+        "group": task.group,
+        "label": chosen.label,
+        "annotator": chosen.annotator,
+        "labelled_at": chosen.labelled_at.isoformat() if chosen.labelled_at else "",
+        "model_version": chosen.model_version,
+        "ground_truth": chosen.is_ground_truth,
+        "n_annotations": chosen.n_annotations,
+        "n_agreeing": chosen.n_agreeing,
+        "task_id": task.task_id,
+        "annotation_id": chosen.annotation_id,
+    }
+
+
+def _provenance(
+    name: str, file: ExportSource, tasks: Iterable[ExportTask], *, project: str
+) -> dict[str, Any]:
+    """Who, when, which model, which tool: attributes of everything that is written."""
+    chosen = [task.chosen for task in tasks if task.chosen is not None]
+    times = sorted(label.labelled_at.isoformat() for label in chosen if label.labelled_at)
+    versions = sorted({label.model_version for label in chosen} - {""})
+    return {
+        "format": FORMAT,
+        "tool": f"cellai {version('cellai')}",
+        "exported_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "project": project,
+        "source": name,
+        "source_sha256": file.sha256,
+        "annotators": np.array(sorted({label.annotator for label in chosen}), dtype=_TEXT),
+        "labelled_from": times[0] if times else "",
+        "labelled_until": times[-1] if times else "",
+        "model_versions": np.array(versions, dtype=_TEXT),
+    }
+
+
+def _write_table(
+    copy: h5py.File, cells: NDArray[np.void], attributes: dict[str, Any]
+) -> dict[str, str]:
+    """Writes the table of the labels; returns where that of an earlier export was moved to."""
+    moved = {CELLS: keep_old(copy, CELLS)} if CELLS in copy else {}
+    copy.create_dataset(CELLS, data=cells).attrs.update(attributes)
+    return moved
+
+
+def _describe(copy: h5py.File, written: WrittenLabels, attributes: dict[str, Any]) -> None:
+    for path in written.columns:
+        copy[path].attrs.update(attributes)
+        if path in written.class_of:
+            copy[path].attrs["class"] = written.class_of[path]
+
+
+def _verify(
+    source: Hdf5Source,
+    staged: Path,
+    *,
+    written: Sequence[WrittenLabels],
+    cells: NDArray[np.void],
+    moved: Mapping[str, str],
+) -> None:
+    with h5py.File(staged, "r", locking=False) as copy:
+        for stack in written:
+            check_labels(copy, stack)
+        if not _same_cells(copy[CELLS][()], cells):
+            raise OutputError(
+                f"The table of labels for {source.name} was not written right.",
+                hint="Nothing was written. Check the disk, then export again.",
+            )
+        check_unchanged(source, copy, moved=moved)
+
+
+def _same_cells(stored: NDArray[np.void], expected: NDArray[np.void]) -> bool:
+    def as_text(value: Any) -> Any:
+        return value.decode() if isinstance(value, bytes) else value
+
+    return bool([tuple(map(as_text, row)) for row in stored.tolist()] == expected.tolist())
+
+
+# --- the folder --------------------------------------------------------------------------------
+
+
+def _write_csv(tasks: Sequence[ExportTask], path: Path) -> Path:
+    """All labels, ordered by source and place; the same labels give the same bytes."""
+    ordered = sorted(
+        tasks, key=lambda task: (task.source, task.dataset, task.index, task.bbox, task.task_id)
+    )
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, ["source", *(_CELL_FIELDS.names or ())], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(_row(task) for task in ordered)
+    path.write_text(text.getvalue(), encoding="utf-8")
+    return path
+
+
+@contextmanager
+def _staging(out_dir: Path) -> Iterator[Path]:
+    """A hidden folder in `out_dir`, gone in the end; trouble with the disk becomes one sentence."""
+    was_there = out_dir.exists()
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=".export-", dir=out_dir))
+        try:
+            yield staging
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+            if not was_there and not any(out_dir.iterdir()):
+                out_dir.rmdir()
+    except OSError as error:
+        raise OutputError(
+            f"The export cannot be written to {out_dir} ({error.strerror or error}).",
+            hint="Choose a folder that you may write on a disk with enough space. Nothing is left.",
+        ) from error
+
+
+def _check_space(folder: Path, sources: Iterable[Path]) -> None:
+    needed = sum(path.stat().st_size for path in sources)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OutputError(
+            f"The copies need {needed / 1e6:,.0f} MB, but {folder.parent} has only "
+            f"{free / 1e6:,.0f} MB free.",
+            hint="Choose a folder on another disk with --out.",
+        )
+
+
+def _publish(results: Mapping[str, Path], out_dir: Path) -> None:
+    """Moves the results to their names, once none of them would replace something else."""
+    new = {name: path for name, path in results.items() if not (out_dir / name).exists()}
+    different = [
+        name
+        for name, path in results.items()
+        if name not in new and not _same(path, out_dir / name)
+    ]
+    if different:
+        raise OutputError(
+            f"{out_dir} already holds another {' and another '.join(different)}.",
+            hint="Choose a new folder with --out, or remove the old export.",
+        )
+    for name, path in new.items():
+        sync(path)
+        (out_dir / name).parent.mkdir(parents=True, exist_ok=True)
+        path.rename(out_dir / name)
+        sync((out_dir / name).parent)
+
+
+def _same(staged: Path, existing: Path) -> bool:
+    """Whether an existing result says the same as the new one."""
+    if staged.name == CSV_NAME:
+        return staged.read_bytes() == existing.read_bytes()
+    try:
+        with h5py.File(staged, "r") as new, h5py.File(existing, "r") as old:
+            origins = [file[CELLS].attrs["source_sha256"] for file in (new, old)]
+            same_cells = new[CELLS][()].tolist() == old[CELLS][()].tolist()
+            return bool(origins[0] == origins[1] and same_cells)
+    except (OSError, KeyError):
+        return False
