@@ -63,6 +63,11 @@ class CardRefresh:
             rows=np.lexsort((rescored.scores, is_labelled)),
         )
 
+    def version(self, project_id: int) -> str | None:
+        """Version that the project's cards are being rewritten to; None when none is waiting."""
+        backlog = self._backlogs.get(project_id)
+        return None if backlog is None else backlog.rescored.version.version
+
     def forget(self, project_id: int) -> None:
         """Drop what is left of a project."""
         self._backlogs.pop(project_id, None)

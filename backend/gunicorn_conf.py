@@ -25,6 +25,7 @@ worker_class = "gthread"
 timeout = 120
 graceful_timeout = 10
 accesslog = None
+control_socket_disable = True  # all instances of an account would share one path
 RESTART_SECONDS = 2.0
 
 

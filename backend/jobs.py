@@ -111,13 +111,21 @@ class JobStore:
                     (extra_params, project_id),
                 )
 
-    def mark(self, project_id: int, *, new_labels: int = 0, demanded: bool = False) -> bool:
+    def mark(
+        self,
+        project_id: int,
+        *,
+        new_labels: int = 0,
+        at_once: bool = False,
+        demanded: bool = False,
+    ) -> bool:
         """Ask for a job on a connected project.
 
         Args:
             project_id: the project; one that was never set up is ignored.
             new_labels: annotations that the event announced.
-            demanded: a person asked for a new version; do not wait for a quiet period.
+            at_once: do not wait for a quiet period.
+            demanded: a person asked for a new version, even if nothing changed; at once.
 
         Returns:
             Whether the project is known.
@@ -127,7 +135,7 @@ class JobStore:
                 "UPDATE projects SET events = events + 1, new_labels = new_labels + ?,"
                 " forced = max(forced, ?), demanded = max(demanded, ?), retry_at = 0,"
                 " last_event_at = ? WHERE id = ?",
-                (new_labels, int(demanded), int(demanded), time.time(), project_id),
+                (new_labels, int(at_once or demanded), int(demanded), time.time(), project_id),
             )
             return cursor.rowcount == 1
 

@@ -47,12 +47,15 @@ class Retraining:
         self._store = store
         self._snapshots = SnapshotReader(client)
 
-    def run(self, project: Project, job_id: int) -> tuple[Snapshot, Pool, Rescored] | None:
+    def run(
+        self, project: Project, job_id: int, *, cards_version: str | None
+    ) -> tuple[Snapshot, Pool, Rescored] | None:
         """Bring a project up to date.
 
         Args:
             project: the project with its marks.
             job_id: the job to report progress to.
+            cards_version: version that the cards show, or will when their rewriting ends.
 
         Returns:
             What is served now, for the cards; None when nothing had changed.
@@ -71,7 +74,7 @@ class Retraining:
             parameters, trunk_id=self._features.trunk.trunk_id, seed=self._settings.seed
         )
         version = None if project.demanded else self._stored(project.id, digest)
-        if version is not None and self._is_served(project, version, snapshot):
+        if version is not None and self._is_served(project, version, snapshot, cards_version):
             return None
 
         pool = self._features.pool(
@@ -118,13 +121,15 @@ class Retraining:
         versions = self._registry.versions(project_id)
         return versions[-1] if versions and versions[-1].labels_digest == digest else None
 
-    def _is_served(self, project: Project, version: Version, snapshot: Snapshot) -> bool:
+    def _is_served(
+        self, project: Project, version: Version, snapshot: Snapshot, cards_version: str | None
+    ) -> bool:
         """Whether Label Studio sorts all tasks by the version and the cards show it."""
         name = version.version if version.promoted else project.serving_version
         return (
             project.serving_version == name
             and snapshot.model_version == name
-            and project.cards_version == name
+            and cards_version == name
             and self._client.model_versions(project.id).get(name) == len(snapshot.tasks)
         )
 

@@ -24,10 +24,10 @@ NEW_LABEL_EVENTS = {"ANNOTATION_CREATED", "ANNOTATIONS_CREATED"}
 CHANGE_EVENTS = {
     "ANNOTATION_UPDATED",
     "ANNOTATIONS_DELETED",
-    "TASKS_CREATED",
     "TASKS_DELETED",
     "PROJECT_UPDATED",
 }
+NEW_TASKS_EVENT = "TASKS_CREATED"
 DEMAND_EVENT = "START_TRAINING"
 MAX_BODY_BYTES = 256 * 1024 * 1024  # Label Studio sends whole selections to /predict
 
@@ -111,6 +111,8 @@ def webhook(service: Service) -> Response:
         known = service.store.mark(project_id, new_labels=n_labels)
     elif event in CHANGE_EVENTS:
         known = service.store.mark(project_id)
+    elif event == NEW_TASKS_EVENT:
+        known = service.store.mark(project_id, at_once=True)
     elif event == DEMAND_EVENT:
         known = service.store.mark(project_id, demanded=True)
     return jsonify({"status": "marked" if known else "unknown project"})

@@ -9,6 +9,7 @@ small steps so that a new label never waits for them.
 import logging
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from types import FrameType
@@ -80,10 +81,9 @@ class Worker:
         self._stopping = True
 
     def run(self) -> None:
-        """Work until stopped or until the process that started this one is gone."""
-        parent = os.getppid()
+        """Work until stopped."""
         self._store.interrupt_running()
-        while not self._stopping and os.getppid() == parent:
+        while not self._stopping:
             self._reconcile()
             if not (self._run_due_job() or self._write_cards() or self._sweep()):
                 time.sleep(POLL_SECONDS)
@@ -112,7 +112,11 @@ class Worker:
         """Run one job; whatever goes wrong becomes the job's error and is tried again."""
         job_id = self._store.begin(project)
         try:
-            served = self._retraining.run(project, job_id)
+            served = self._retraining.run(
+                project,
+                job_id,
+                cards_version=self._cards.version(project.id) or project.cards_version,
+            )
         except ProjectNotFoundError:
             _log.info("project %d is gone", project.id)
             self._store.fail(job_id, project, error="The project was deleted.", retry_seconds=0)
@@ -171,8 +175,20 @@ class Worker:
         return []
 
 
+def _end_with_parent() -> None:
+    """Leave at once when the web process that started this one is gone.
+
+    Every step of a job may be cut off anywhere, so nothing needs to be put in order first.
+    """
+    parent = os.getppid()
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
 def main() -> None:
     """Entry point of `python -m backend.worker`; settings come from the environment."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     settings = read_settings()
     configure_logging(settings.log_level)
     settings.data_dir.mkdir(parents=True, exist_ok=True)

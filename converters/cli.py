@@ -370,7 +370,7 @@ def _status_table(rows: Sequence[dict[str, Any]]) -> Table:
 
 def _open_tasks(connection: Connection, project_id: int) -> int:
     project = connection.get(f"api/projects/{project_id}/")
-    return int(project["task_number"]) - int(project["num_tasks_with_annotations"])
+    return int(project["task_number"]) - int(project["finished_task_number"])
 
 
 def _label_config(path: Path | None, classes: str) -> str:

@@ -204,7 +204,7 @@ def connect_backend(connection: Connection, project_id: int, backend: BackendAdd
     if not attached:
         connection.post("api/ml/", settings)
     elif attached[0]["url"].rstrip("/") != backend.url or backend.password:
-        connection.patch(f"api/ml/{attached[0]['id']}/", settings)
+        connection.patch(f"api/ml/{attached[0]['id']}", settings)
     _narrow_webhooks(connection, project_id, backend)
 
 
