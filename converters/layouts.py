@@ -207,7 +207,7 @@ def _group_column(source: Hdf5Source) -> h5py.Dataset | None:
     return groups if groups is not None and groups.ndim == 1 else None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # slots would register a second class
 class CellFace(Layout):
     """Frames (.pre) or crops (.seg) of the CellFace labs: `phase/images` and `amplitude/images`."""
 
@@ -242,7 +242,7 @@ class CellFace(Layout):
         yield self.columns
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # slots would register a second class
 class RtDc(Layout):
     """Deformability cytometry files (.rtdc) of Shape-In, dclab and DCscope: group `events`.
 
@@ -293,7 +293,7 @@ class RtDc(Layout):
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # slots would register a second class
 class QpimageSeries(Layout):
     """Series written by qpimage: groups `qpi_0 .. qpi_N`, one image each.
 
@@ -337,7 +337,7 @@ class QpimageSeries(Layout):
             yield check_columns(columns, source=self.source.name)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # slots would register a second class
 class GenericImages(Layout):
     """One dataset of images (N, H, W[, C]), and a label column where one is named like it.
 
@@ -420,8 +420,9 @@ def _last_name(node: Node) -> str:
 
 def _text_columns(nodes: list[Node], rows: int) -> Iterator[str]:
     for node in nodes:
-        is_text = is_label_column(node.dataset) and node.dataset.dtype.kind in "SUO"
-        if is_text and count_rows(node.dataset) == rows:
+        column: Any = node.dataset
+        is_text = is_label_column(column) and column.dtype.kind in "SUO"
+        if is_text and count_rows(column) == rows:
             yield node.path
 
 

@@ -22,7 +22,7 @@ from converters.source import MAX_IMAGE_PX
 
 PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff"})
 HDF5_SUFFIXES = frozenset({".h5", ".hdf5", ".hdf", ".seg", ".pre", ".rtdc"})
-FORMATS = ("PNG", "JPEG", "MPO", "TIFF")
+FORMATS = ("PNG", "JPEG", "TIFF")
 MAX_PAGES = 100_000
 # What Pillow raises on damaged or hostile pictures.
 _PICTURE_ERRORS = (

@@ -126,7 +126,7 @@ def mask_out(rendered: UInt8Array, mask: BoolArray) -> UInt8Array:
 
 
 def _size(crop: Crop) -> int:
-    present = (crop.amplitude, crop.mask)
+    present = (crop.phase, crop.amplitude, crop.mask)
     return next(len(channel) for channel in present if channel is not None)
 
 

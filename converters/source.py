@@ -6,7 +6,7 @@ What the datasets mean is known to `layouts`; here they are only found, checked 
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -112,7 +112,9 @@ class Hdf5Source:
         yield from self._walk(root, "", visited={hash(root.id)})
 
     def _walk(self, group: h5py.Group, prefix: str, *, visited: set[int]) -> Iterator[Node]:
-        for name in sorted(group.keys()):
+        with _damage_named(self.name, group.name):
+            names = sorted(group.keys())
+        for name in names:
             path = f"{prefix}{name}"
             try:
                 member = self._follow(group, name, depth=0)
@@ -143,7 +145,7 @@ class Hdf5Source:
                 f"{self.name}: the link '{name}' leads through more than {MAX_LINK_DEPTH} links.",
                 hint="Copy the data into one file, e.g. with h5repack or h5copy.",
             )
-        try:
+        with _damage_named(self.name, f"{group.name}/{name}"):
             link = group.get(name, getlink=True)
             if isinstance(link, h5py.ExternalLink):
                 target = self._linked_file(group, link.filename)
@@ -153,8 +155,6 @@ class Hdf5Source:
                 found = self._resolve(group, link.path, depth=depth + 1)
                 return self._found(found, link.path)
             return group[name] if link is not None else None
-        except _HDF5_ERRORS as error:
-            raise self._damaged(f"{group.name}/{name}", error) from error
 
     def _found(self, found: Any, target: str) -> Any:
         if found is None:
@@ -184,12 +184,13 @@ class Hdf5Source:
             )
 
     def _check_dataset(self, dataset: h5py.Dataset, *, depth: int) -> None:
-        check_filters(dataset, source=self.name)
-        folder = Path(dataset.file.filename).resolve().parent
-        for filename, *_ in dataset.external or ():
-            self._check_target((folder / filename).resolve())
-        if dataset.is_virtual:
-            self._check_virtual(dataset, depth=depth)
+        with _damage_named(self.name, dataset.name):
+            check_filters(dataset, source=self.name)
+            folder = Path(dataset.file.filename).resolve().parent
+            for filename, *_ in dataset.external or ():
+                self._check_target((folder / filename).resolve())
+            if dataset.is_virtual:
+                self._check_virtual(dataset, depth=depth)
 
     def _check_virtual(self, dataset: h5py.Dataset, *, depth: int) -> None:
         # HDF5 silently fills the images of a missing source with zeros, so each is looked up.
@@ -199,11 +200,17 @@ class Hdf5Source:
             if depth < MAX_LINK_DEPTH and found != dataset and isinstance(found, h5py.Dataset):
                 self._check_dataset(found, depth=depth + 1)
 
-    def _damaged(self, where: str, error: Exception) -> SourceError:
-        return NotHdf5Error(
-            f"{self.name}: '{where}' cannot be read; the file is damaged or truncated ({error}).",
+
+@contextmanager
+def _damage_named(source: str, where: str) -> Iterator[None]:
+    """Turns what h5py raises on damaged structures into one sentence."""
+    try:
+        yield
+    except _HDF5_ERRORS as error:
+        raise NotHdf5Error(
+            f"{source}: '{where}' cannot be read; the file is damaged or truncated ({error}).",
             hint="Copy it again from where it was recorded and compare the sizes.",
-        )
+        ) from error
 
 
 def _open(path: Path) -> h5py.File:
@@ -294,7 +301,11 @@ def check_images(dataset: h5py.Dataset, *, source: str) -> None:
         EmptySourceError: no image, or none stored.
         ShapeMismatchError: not images of numbers, too large, or far more declared than stored.
     """
-    where = f"{source}: '{dataset.name}'"
+    with _damage_named(source, dataset.name):
+        _check_images(dataset, f"{source}: '{dataset.name}'")
+
+
+def _check_images(dataset: h5py.Dataset, where: str) -> None:
     shape = dataset.shape
     if shape is None or dataset.ndim not in (2, 3, 4) or dataset.dtype.kind not in "buif":
         raise ShapeMismatchError(
