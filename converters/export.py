@@ -292,7 +292,7 @@ def _export_file(
         layout = recognise(source, file.read.layout)
         _check_places(source, layout, tasks)
         cells = cells_table([task for task in tasks if task.chosen is not None])
-        copy_hdf5(source, staged)
+        copy_hdf5(source, staged, spare_bytes=_spare_bytes(layout, len(cells), classes=classes))
         attributes = _provenance(name, file, tasks, project=project)
         with h5py.File(staged, "r+", locking=False) as copy:
             written = write_labels(
@@ -308,6 +308,12 @@ def _export_file(
                 moved |= stack.kept
         _verify(source, staged, written=written, cells=cells, moved=moved)
     return sum(len(stack.labels) for stack in written)
+
+
+def _spare_bytes(layout: Layout, n_cells: int, *, classes: Sequence[str]) -> int:
+    """More than the labels take: some kB per cell and a score or a long name per image."""
+    n_rows = sum(columns.count for columns in layout.stacks())
+    return 2**20 + 2048 * n_cells + n_rows * (256 + 8 * len(classes))
 
 
 def _check_places(source: Hdf5Source, layout: Layout, tasks: Iterable[ExportTask]) -> None:

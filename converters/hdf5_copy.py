@@ -7,7 +7,7 @@ So borrowed data is written into the copy; the rest stays byte for byte.
 
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from converters.source import Hdf5Source
 BLOCK_BYTES = 64 * 2**20
 
 
-def copy_hdf5(source: Hdf5Source, target: Path) -> list[str]:
+def copy_hdf5(source: Hdf5Source, target: Path, *, spare_bytes: int = 0) -> list[str]:
     """Copies a file and brings what it borrows from other files into the copy.
 
     Links that are broken, or that the source may not follow, are kept as they are.
@@ -28,6 +28,7 @@ def copy_hdf5(source: Hdf5Source, target: Path) -> list[str]:
     Args:
         source: the open file.
         target: the copy, replaced if it exists.
+        spare_bytes: how much the caller is going to write into the copy.
 
     Returns:
         Paths of the datasets and groups that were borrowed.
@@ -36,10 +37,30 @@ def copy_hdf5(source: Hdf5Source, target: Path) -> list[str]:
         OSError: the copy cannot be written.
         SourceError: the borrowed data is damaged.
     """
+    borrowed = sorted(_borrowed(source.file["/"], "", visited=set()))
     shutil.copyfile(source.path, target)
+    _reserve(target, spare_bytes + _total_bytes(source, borrowed))
     with _open_copy(source, target) as copy:
-        borrowed = sorted(_borrowed(source.file["/"], "", visited=set()))
         return [path for path in borrowed if _bring(source, path, copy)]
+
+
+def _reserve(path: Path, n_bytes: int) -> None:
+    """Takes disk space beyond the end of an HDF5 file, which gives back the rest when closed.
+
+    HDF5 crashes the process when the disk is full (measured with 2.0.0), so this must fail first.
+    """
+    block = bytes(min(n_bytes, BLOCK_BYTES))
+    with path.open("ab") as file:
+        while n_bytes > 0:
+            n_bytes -= file.write(block[:n_bytes])
+
+
+def _total_bytes(source: Hdf5Source, paths: Sequence[str]) -> int:
+    return sum(
+        int(node.dataset.nbytes)
+        for node in source.walk()
+        if node.dataset is not None and f"{node.path}/".startswith(tuple(f"{p}/" for p in paths))
+    )
 
 
 def _open_copy(source: Hdf5Source, target: Path) -> h5py.File:
