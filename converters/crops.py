@@ -481,7 +481,8 @@ def _crop(
         if (channel := getattr(image, role)) is not None
     }
     crop_id = _crop_id(image, raw.values(), bbox)
-    has_nan = any(c.dtype.kind == "f" and bool(np.isnan(c.min())) for c in raw.values())
+    phase, amplitude = window.filled(image.phase), window.filled(image.amplitude)
+    has_nan = any(c is not None and bool(np.isnan(c.min())) for c in (phase, amplitude))
     return Crop(
         crop_id=crop_id,
         source=image.source,
@@ -492,8 +493,8 @@ def _crop(
         area_px=area_px,
         flags=flags + (("nan",) if has_nan else ()),
         label=image.label,
-        phase=window.filled(image.phase),
-        amplitude=window.filled(image.amplitude),
+        phase=phase,
+        amplitude=amplitude,
         image=_filled_rgb(window, image.image),
         mask=None if image.mask is None else window.padded(image.mask, fill=False),
     )

@@ -34,7 +34,7 @@ def encode_png(pixels: UInt8Array) -> bytes:
         raise ValueError(msg)
     height, width = pixels.shape[:2]
     header = struct.pack(">IIBBBBB", width, height, 8, _RGB if is_rgb else _GREY, 0, 0, 0)
-    compressor = zlib.compressobj(1, zlib.DEFLATED, strategy=zlib.Z_HUFFMAN_ONLY)
+    compressor = zlib.compressobj(1, memLevel=9, strategy=zlib.Z_HUFFMAN_ONLY)
     body = compressor.compress(_filter_rows(pixels.reshape(height, -1))) + compressor.flush()
     return _SIGNATURE + _chunk(b"IHDR", header) + _chunk(b"IDAT", body) + _chunk(b"IEND", b"")
 

@@ -66,7 +66,9 @@ def render_phase(phase: FloatArray) -> UInt8Array:
     Returns:
         (S, S, 3) uint8 RGB.
     """
-    return _PHASE_LUT[_scaled(phase, *PHASE_LIMITS_RAD, top=_LUT_SIZE - 1)]
+    steps = _scaled(phase, *PHASE_LIMITS_RAD, top=_LUT_SIZE - 1).astype(np.uint16)
+    colours: UInt8Array = np.take(_PHASE_LUT, steps, axis=0)
+    return colours
 
 
 def render_amplitude(amplitude: FloatArray) -> UInt8Array:
@@ -82,8 +84,13 @@ def render_amplitude(amplitude: FloatArray) -> UInt8Array:
     Returns:
         (S, S) uint8.
     """
-    values = np.nan_to_num(amplitude, nan=0.0)
-    return np.rint(np.interp(values, AMPLITUDE_STOPS, AMPLITUDE_GREYS)).astype(np.uint8)
+    (low, knee, high), (black, middle, white) = AMPLITUDE_STOPS, AMPLITUDE_GREYS
+    values = _finite(amplitude)
+    subtracted = (values - np.float32(low)) * np.float32((middle - black) / (knee - low))
+    raw = (values - np.float32(knee)) * np.float32((white - middle) / (high - knee))
+    greys = np.minimum(subtracted, raw + np.float32(middle))
+    rounded: UInt8Array = np.clip(greys + np.float32(0.5), 0, 255).astype(np.uint8)
+    return rounded
 
 
 def render_image(image: UInt8Array) -> UInt8Array:
@@ -108,7 +115,7 @@ def model_input(crop: Crop) -> UInt8Array:
     amplitude = crop.amplitude if crop.amplitude is not None else np.zeros((size, size), np.float32)
     mask = crop.mask if crop.mask is not None else np.ones((size, size), np.bool_)
     stack = np.empty((size, size, 3), np.uint8)
-    stack[..., 0] = _scaled(phase, *MODEL_PHASE_LIMITS_RAD, top=255)
+    stack[..., 0] = _scaled(phase, *MODEL_PHASE_LIMITS_RAD, top=255).astype(np.uint8)
     stack[..., 1] = render_amplitude(amplitude)
     stack[..., 2] = mask.astype(np.uint8) * 255
     return stack
@@ -130,10 +137,14 @@ def _size(crop: Crop) -> int:
     return next(len(channel) for channel in present if channel is not None)
 
 
-def _scaled(
-    values: FloatArray, low: float, high: float, *, top: int
-) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
-    """Values as integers 0..top over the limits, clipped; NaN counts as 0 before scaling."""
-    finite = np.nan_to_num(values, nan=0.0, posinf=high, neginf=low)
-    steps = (finite - np.float32(low)) * np.float32(top / (high - low))
-    return np.rint(np.clip(steps, 0, top)).astype(np.int32)
+def _scaled(values: FloatArray, low: float, high: float, *, top: int) -> FloatArray:
+    """Values over the limits as numbers in [0, top], whose integer part is the nearest step."""
+    step = (high - low) / top
+    scaled = (_finite(values) - np.float32(low)) * np.float32(1 / step) + np.float32(0.5)
+    return np.clip(scaled, 0, top)
+
+
+def _finite(values: FloatArray) -> FloatArray:
+    """The values with 0, which is background, where they are missing."""
+    has_nan = np.isnan(values.min())
+    return np.where(np.isnan(values), np.float32(0), values) if has_nan else values
