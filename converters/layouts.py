@@ -306,7 +306,7 @@ class QpimageSeries(Layout):
     members: tuple[str, ...] = field(repr=False)
 
     @classmethod
-    def match(cls, source: Hdf5Source, options: LayoutOptions) -> Self | str:  # noqa: ARG003
+    def match(cls, source: Hdf5Source, options: LayoutOptions) -> Self | str:
         """Matches files with groups qpi_N, or one `phase/raw` at the root."""
         numbered = [name for name in source.file if re.fullmatch(r"qpi_\d+", name)]
         members = sorted(numbered, key=lambda name: int(name.removeprefix("qpi_")))
@@ -314,6 +314,11 @@ class QpimageSeries(Layout):
             members = [""]
         if not members:
             return "no group qpi_0"
+        if options.labels:
+            raise UnknownLayoutError(
+                f"{source.name} is a {cls.name}, which has no label column '{options.labels}'.",
+                hint="Leave --labels away; each group of the series is one image.",
+            )
         layout = cls(source, tuple(f"{name}/" if name else "" for name in members))
         next(layout.stacks())
         return layout

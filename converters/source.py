@@ -237,6 +237,10 @@ def _open_written(path: Path) -> h5py.File:
 
 
 def _check_readable(path: Path) -> None:
+    if path.exists() and not path.is_file():
+        raise UnreadableSourceError(
+            f"{path} is not a file.", hint="Give an HDF5 file, a picture, or a folder of them."
+        )
     try:
         with path.open("rb") as stream:
             empty = not stream.read(1)
@@ -326,7 +330,10 @@ def _check_images(dataset: h5py.Dataset, where: str) -> None:
 
 
 def _check_storage(dataset: h5py.Dataset, where: str) -> None:
-    if dataset.is_virtual or dataset.external:
+    if dataset.is_virtual:
+        _check_mapping(dataset, where)
+        return
+    if dataset.external:
         return
     if dataset.id.get_storage_size() == 0:
         raise EmptySourceError(
@@ -347,6 +354,19 @@ def _check_storage(dataset: h5py.Dataset, where: str) -> None:
         raise ShapeMismatchError(
             f"{where} declares {dataset.shape} but stores only {stored:,} of {declared:,} chunks.",
             hint="The writer was interrupted or the shape is wrong; record or copy it again.",
+        )
+
+
+def _check_mapping(dataset: h5py.Dataset, where: str) -> None:
+    """Refuses a virtual dataset most of which maps to nothing, and would be read as zeros."""
+    try:
+        mapped = sum(source.vspace.get_select_npoints() for source in dataset.virtual_sources())
+    except RuntimeError:
+        return  # an unlimited selection is as long as its source
+    if mapped < MIN_STORED_SHARE * dataset.size:
+        raise ShapeMismatchError(
+            f"{where} declares {dataset.shape} but maps only {mapped:,} values to a source.",
+            hint="Write the virtual dataset again with the shape of what it refers to.",
         )
 
 

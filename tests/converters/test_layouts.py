@@ -149,6 +149,12 @@ def test_qpimage_group_without_phase(write_hdf5: WriteHdf5) -> None:
         describe(path)
 
 
+def test_labels_asked_of_a_series_are_not_ignored(write_hdf5: WriteHdf5) -> None:
+    path = write_hdf5("x.h5", {"qpi_0/phase/raw": np.zeros((8, 8)), "labels": NAMES[:1]})
+    with pytest.raises(UnknownLayoutError, match="no label column 'labels'"):
+        describe(path, labels="labels")
+
+
 @pytest.mark.parametrize(
     ("datasets", "expected"),
     [

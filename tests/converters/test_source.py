@@ -1,3 +1,4 @@
+import os
 import struct
 import subprocess
 import sys
@@ -32,9 +33,11 @@ def test_missing_file(tmp_path: Path) -> None:
         Hdf5Source(tmp_path / "absent.seg")
 
 
-def test_folder_instead_of_file(tmp_path: Path) -> None:
-    with pytest.raises(UnreadableSourceError, match="cannot be read"):
-        Hdf5Source(tmp_path)
+def test_what_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.seg")  # opening it would wait for a writer for ever
+    for path in (tmp_path, tmp_path / "pipe.seg"):
+        with pytest.raises(UnreadableSourceError, match="is not a file"):
+            Hdf5Source(path)
 
 
 def test_file_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,6 +286,32 @@ def test_mostly_unwritten_dataset_is_refused(tmp_path: Path) -> None:
         dataset[0] = 1
         with pytest.raises(ShapeMismatchError, match="stores only 1 of 10,000,000 chunks"):
             check_images(dataset, source="liar.h5")
+
+
+def test_virtual_dataset_of_nothing_is_refused(tmp_path: Path) -> None:
+    layout = h5py.VirtualLayout((10**8, 8, 8), IMAGES.dtype)
+    layout[:4] = h5py.VirtualSource("part.h5", "phase/images", IMAGES.shape)
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        dataset = file.create_virtual_dataset("d", layout)
+        with pytest.raises(ShapeMismatchError, match="maps only 256 values"):
+            check_images(dataset, source="x.h5")
+
+
+def test_growing_virtual_dataset_is_accepted(
+    tmp_path: Path, write_hdf5: Callable[..., Path]
+) -> None:
+    write_hdf5("part.h5", {"d": IMAGES}, maxshape=(None, 8, 8))
+    layout = h5py.VirtualLayout((4, 8, 8), IMAGES.dtype, maxshape=(None, 8, 8))
+    part = h5py.VirtualSource("part.h5", "d", IMAGES.shape, maxshape=(None, 8, 8))
+    unlimited = h5py.h5s.UNLIMITED
+    layout[:unlimited, :, :] = part[:unlimited, :, :]
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file.create_virtual_dataset("d", layout)
+    with Hdf5Source(tmp_path / "x.h5") as source:
+        dataset = source.dataset("d")
+        assert dataset is not None
+        check_images(dataset, source="x.h5")
+        np.testing.assert_array_equal(read_rows(dataset, 0, 4), IMAGES)
 
 
 def test_damaged_chunk_is_named(write_hdf5: Callable[..., Path]) -> None:
