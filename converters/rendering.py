@@ -15,9 +15,9 @@ from converters.png import encode_png
 PHASE_LIMITS_RAD = (-4.0, 14.0)
 MODEL_PHASE_LIMITS_RAD = (-2.0, 6.0)
 AMPLITUDE_STOPS = (-25.0, 45.0, 255.0)
-AMPLITUDE_GREYS = (0.0, 160.0, 255.0)
+AMPLITUDE_GREYS = (0.0, 128.0, 255.0)
 RENDERING = (
-    "qpi-1 phase -4..14 rad, amplitude -25..45..255 as 0..160..255, "
+    "qpi-1 phase -4..14 rad, amplitude -25..45..255 as 0..128..255, "
     "model R phase -2..6 rad G amplitude B mask"
 )
 
@@ -74,9 +74,9 @@ def render_phase(phase: FloatArray) -> UInt8Array:
 def render_amplitude(amplitude: FloatArray) -> UInt8Array:
     """Amplitude as grey; missing values look like background (0).
 
-    Background-subtracted amplitudes lie within -25..45 and get 160 of the 256 greys; the original's
-    range of -15..255 would leave them 56. Values up to 255, found in files whose background was not
-    subtracted, are compressed into the rest rather than cut off.
+    Background-subtracted amplitudes lie within -25..45 and get half of the greys, 1.8 a unit; the
+    original's range of -15..255 gives them 0.9. The other half holds values up to 255, found in
+    files whose background was not subtracted, which a limit of 45 would turn white.
 
     Args:
         amplitude: (S, S).
