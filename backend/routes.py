@@ -169,9 +169,12 @@ def _authenticate(service: Service) -> Response | None:
     return response
 
 
-def _explain(error: CellAIError) -> tuple[Response, int]:
-    status = 400 if isinstance(error, ParametersError) else 500
-    return jsonify({"error": error.message, "hint": error.hint}), status
+def _explain(error: CellAIError) -> Response:
+    response = jsonify({"error": error.message, "hint": error.hint})
+    # Of a failed /setup Label Studio 1.23.2 shows the status line only, so the sentence is there.
+    reason = error.message.encode("ascii", "ignore").decode()[:200].replace("\n", " ")
+    response.status = f"{400 if isinstance(error, ParametersError) else 500} {reason}"
+    return response
 
 
 def _describe(error: HTTPException) -> tuple[Response, int]:

@@ -79,6 +79,7 @@ class Service:
                         "version": version.version,
                         "n_labels": version.n_labels,
                         "metrics": version.metrics,
+                        "parameters": version.parameters,
                         "promoted": version.promoted,
                         "created_at": version.created_at,
                     }

@@ -9,6 +9,7 @@ small steps so that a new label never waits for them.
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -189,14 +190,22 @@ def _end_with_parent() -> None:
 def main() -> None:
     """Entry point of `python -m backend.worker`; settings come from the environment."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    settings = read_settings()
-    configure_logging(settings.log_level)
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
     try:
+        settings = read_settings()
+        configure_logging(settings.log_level)
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
         with FileLock(settings.data_dir / "worker.lock", timeout=0):
             _work(settings)
     except Timeout:
         _log.info("another job runner holds %s", settings.data_dir)
+    except CellAIError as error:
+        sys.exit(_told(error))
+
+
+def _told(error: CellAIError) -> int:
+    """Print the sentence; returns the exit code."""
+    sys.stderr.write(f"{error}\n")
+    return error.exit_code
 
 
 def _work(settings: Settings) -> None:

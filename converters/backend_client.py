@@ -40,6 +40,10 @@ class BackendClient:
         self._address = address
         self._http = httpx.Client(base_url=address.url, auth=auth, timeout=TIMEOUT_S)
 
+    def close(self) -> None:
+        """Close the sockets."""
+        self._http.close()
+
     def is_ready(self) -> bool:
         """Whether the job runner has its model.
 

@@ -11,12 +11,13 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from converters.backend_client import BackendClient, QueueState
 from converters.connection_file import ConnectionFile, read_connection
 from converters.crops import ReadOptions, plan_crops
-from converters.errors import CellAIError, ConfigurationError
+from converters.errors import CellAIError, ConfigurationError, UnknownLayoutError
+from converters.export import export_labels
+from converters.inspection import inspect_source
 from converters.label_config import TEMPLATE_PATH, read_label_config, write_label_config
 from converters.label_studio import Connection
 from converters.launcher import Launcher, UpOptions
@@ -27,10 +28,14 @@ from converters.project import (
     check_labels,
     connect_backend,
     create_project,
+    export_tasks,
     import_sources,
+    project_label_config,
+    read_sources,
 )
 from converters.sample import write_sample_crops, write_sample_frames
 from converters.segmentation import Sensitivity
+from converters.tables import inspection_parts, problem_table, status_table
 
 app = typer.Typer(
     help="Blood cells from HDF5 into Label Studio, the most instructive one first.",
@@ -51,6 +56,9 @@ ApiKey = Annotated[
     typer.Option(
         "--api-key", help="Personal access token or legacy token.", envvar="LABEL_STUDIO_API_KEY"
     ),
+]
+FilesDir = Annotated[
+    Path | None, typer.Option("--files-dir", help="Document root of Label Studio's local files.")
 ]
 ProjectId = Annotated[int | None, typer.Option("--project", help="Number of the project.")]
 Images = Annotated[str, typer.Option("--images", help="Path of the image dataset in the file.")]
@@ -148,10 +156,7 @@ def import_command(
     url: Url = "",
     api_key: ApiKey = "",
     project: ProjectId = None,
-    files_dir: Annotated[
-        Path | None,
-        typer.Option("--files-dir", help="Document root of Label Studio's local files."),
-    ] = None,
+    files_dir: FilesDir = None,
     title: Annotated[str, typer.Option("--title", help="Name of a new project.")] = "",
     backend_url: Annotated[
         str, typer.Option("--backend-url", help="ML backend to connect, as Label Studio sees it.")
@@ -244,7 +249,65 @@ def status(
     if as_json:
         out.print_json(json.dumps(rows))
     else:
-        out.print(_status_table(rows))
+        out.print(status_table(rows))
+
+
+@app.command()
+def export(
+    *,
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder for copies and table.")],
+    data_dir: DataDir = None,
+    url: Url = "",
+    api_key: ApiKey = "",
+    project: ProjectId = None,
+    files_dir: FilesDir = None,
+) -> None:
+    """Write the labels into copies of the HDF5 sources and into a CSV table; verified."""
+    stored = _stored_connection(data_dir, url)
+    connection = _connect(stored, url, api_key)
+    number = project if project is not None or stored is None else stored.project_id
+    if number is None:
+        raise ConfigurationError("--project is missing.", hint="Name the project's number.")
+    report = export_labels(
+        export_tasks(connection, number),
+        read_sources(_files_dir(files_dir, data_dir), number),
+        out_dir=out_dir,
+        project=f"{connection.get(f'api/projects/{number}/')['title']} ({number})",
+        classes=project_label_config(connection, number).classes,
+    )
+    for name, copy in report.copies.items():
+        console.print(f"{name}: labels written to {copy} and verified")
+    for name, count in report.csv_only.items():
+        console.print(f"{name}: {count} labels, in the table only")
+    console.print(f"{report.n_labels} labels in {report.csv}")
+
+
+@app.command("inspect")
+def inspect_command(
+    sources: Sources,
+    *,
+    images: Images = "",
+    labels: Labels = "",
+    sensitivity: SensitivityOption = "medium",
+    crop_size: CropSize = 96,
+    min_area: MinArea = 20,
+    outside_links: OutsideLinks = False,
+) -> None:
+    """Show the datasets of a source, its layout or why none matched, counts, ranges, labels."""
+    options = ReadOptions(
+        images=images,
+        labels=labels,
+        sensitivity=sensitivity,
+        crop_size_px=crop_size,
+        min_area_px=min_area,
+        outside_links=outside_links,
+    )
+    inspections = [inspect_source(source, options=options) for source in sources]
+    for inspection in inspections:
+        for part in inspection_parts(inspection):
+            out.print(part)
+    if any(inspection.error for inspection in inspections):
+        raise typer.Exit(UnknownLayoutError.exit_code)
 
 
 @app.command()
@@ -339,33 +402,7 @@ def _import(sources: Sequence[Path], options: ImportOptions, run: Any) -> None:
     for label, count in report.skipped_labels.items():
         console.print(f"  label {label!r} is no class: {count} cells imported unlabelled")
     if len(report.problems):
-        console.print(_problem_table(report))
-
-
-def _problem_table(report: ImportReport) -> Table:
-    table = Table("source", "what", "count", "first at", title="Left out or changed")
-    for problem in report.problems:
-        table.add_row(problem.source, problem.reason, str(problem.count), problem.example)
-    return table
-
-
-def _status_table(rows: Sequence[dict[str, Any]]) -> Table:
-    table = Table("project", "version", "labels", "macro-F1", "open tasks", "job")
-    for row in rows:
-        serving: dict[str, Any] = next(
-            (v for v in row["versions"] if v["version"] == row["model_version"]), {"metrics": {}}
-        )
-        macro_f1 = serving["metrics"].get("macro_f1")
-        job = row["jobs"][0] if row["jobs"] else {"state": "none", "stage": ""}
-        table.add_row(
-            str(row["project_id"]),
-            row["model_version"] or "none yet",
-            str(serving.get("n_labels", 0)),
-            "-" if macro_f1 is None else f"{macro_f1:.3f}",
-            str(row["open_tasks"]),
-            f"{job['state']} {job['stage']}".strip(),
-        )
-    return table
+        console.print(problem_table(report.problems))
 
 
 def _open_tasks(connection: Connection, project_id: int) -> int:

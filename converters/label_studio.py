@@ -7,8 +7,6 @@ building typed objects for 10,000 tasks costs more than the request.
 from typing import Any
 
 import httpx
-from label_studio_sdk import LabelStudio
-from label_studio_sdk.core.api_error import ApiError
 
 from converters.errors import (
     BlockedAddressError,
@@ -74,6 +72,9 @@ class Connection:
             BlockedAddressError: Label Studio will not talk to a private address.
             LabelStudioError: any other status.
         """
+        # Importing the SDK takes a second or two, which commands without Label Studio need not pay.
+        from label_studio_sdk.core.api_error import ApiError  # noqa: PLC0415
+
         try:
             response: httpx.Response = self._client().request(
                 path,
@@ -94,7 +95,15 @@ class Connection:
             return response
         raise self._refusal(response.status_code, path, response.text)
 
+    def close(self) -> None:
+        """Close the sockets; the next request opens new ones."""
+        if self._http is not None:
+            self._http.httpx_client.close()
+            self._http = None
+
     def _client(self) -> Any:
+        from label_studio_sdk import LabelStudio  # noqa: PLC0415
+
         if self._http is None:
             client = LabelStudio(  # type: ignore[no-untyped-call]  # untyped in the SDK
                 base_url=self.url, api_key=self._api_key, timeout=TIMEOUT_S

@@ -8,7 +8,7 @@ it was, and a second import of the same source adds nothing.
 import base64
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from converters.errors import (
     OutputError,
     UnknownLabelError,
 )
+from converters.export import ExportSource, ExportTask, export_task
 from converters.label_config import LabelConfig, read_label_config
 from converters.label_studio import Connection
 from converters.placeholder import render_placeholder, write_card
@@ -164,7 +165,7 @@ def import_sources(
     report = ImportReport(skipped_labels=check_labels(sources, label_config, options))
     paths = TaskPaths(project_id)
     _make_storage(connection, paths, files_dir)
-    remember_sources(sources, files_dir=files_dir, project_id=project_id)
+    remember_sources(sources, options.read, files_dir=files_dir, project_id=project_id)
     present = _crop_ids(connection, project_id)
     done = 0
     crops = iter_crops(sources, options=options.read, problems=report.problems)
@@ -208,26 +209,42 @@ def connect_backend(connection: Connection, project_id: int, backend: BackendAdd
     _narrow_webhooks(connection, project_id, backend)
 
 
-def remember_sources(sources: Sequence[Path], *, files_dir: Path, project_id: int) -> None:
+def remember_sources(
+    sources: Sequence[Path], read: ReadOptions, *, files_dir: Path, project_id: int
+) -> None:
     """Note where the project's sources lie, so that labels can be written back to copies."""
-    record = sources_file(files_dir, project_id)
+    record = _sources_file(files_dir, project_id)
     record.parent.mkdir(parents=True, exist_ok=True)
     known = read_sources(files_dir, project_id)
-    known |= {
-        named.name: {"path": str(named.path.resolve()), "sha256": fingerprint(named.path)}
-        for named in name_sources(sources)
-    }
+    for named in name_sources(sources):
+        path = named.path.resolve()
+        known[named.name] = ExportSource(path, fingerprint(path), read)
+    rows = {name: asdict(source) | {"path": str(source.path)} for name, source in known.items()}
     with replacing(record) as path:
-        path.write_text(json.dumps(known, indent=1))
+        path.write_text(json.dumps(rows, indent=1))
 
 
-def read_sources(files_dir: Path, project_id: int) -> dict[str, dict[str, str]]:
-    """`path` and `sha256` of each source of a project, by the name its tasks carry."""
-    record = sources_file(files_dir, project_id)
-    return dict(json.loads(record.read_text())) if record.exists() else {}
+def read_sources(files_dir: Path, project_id: int) -> dict[str, ExportSource]:
+    """The sources of a project as they were imported, by the name its tasks carry."""
+    record = _sources_file(files_dir, project_id)
+    rows = json.loads(record.read_text()) if record.exists() else {}
+    return {
+        name: ExportSource(Path(row["path"]), row["sha256"], ReadOptions(**row["read"]))
+        for name, row in rows.items()
+    }
 
 
-def sources_file(files_dir: Path, project_id: int) -> Path:
+def export_tasks(connection: Connection, project_id: int) -> list[ExportTask]:
+    """All tasks of a project with the label that the rule chooses."""
+    from_name = project_label_config(connection, project_id).from_name
+    annotators = {str(user["id"]): str(user["email"]) for user in connection.get("api/users/")}
+    rows = connection.get(
+        f"api/projects/{project_id}/export", exportType="JSON", download_all_tasks=True
+    )
+    return [export_task(row, from_name=from_name, annotators=annotators) for row in rows]
+
+
+def _sources_file(files_dir: Path, project_id: int) -> Path:
     """Where the sources of a project are noted; outside of what Label Studio serves."""
     return files_dir / "sources" / f"project-{project_id}.json"
 

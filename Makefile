@@ -1,0 +1,52 @@
+# CellAI. `make help` lists the targets.
+PYTHON ?= python3
+DATA_DIR ?= demo
+PORT ?= 8080
+BACKEND_PORT ?= 9090
+ARGS ?=
+BIN := .venv/bin
+
+.PHONY: help setup demo test lint format bench bench-full requirements clean
+
+help: ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: .venv/installed ## install everything into .venv
+
+# pip bootstraps uv, uv installs the pinned set; --no-deps because label-studio-ml's own pins
+# of Flask 1 and Werkzeug 2 are overridden (see pyproject.toml).
+.venv/installed: requirements.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11-3.13 is needed, this is " + sys.version.split()[0]) if not (3, 11) <= sys.version_info < (3, 14) else None'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet "$$(grep -E '^uv==' requirements.txt)"
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r requirements.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	touch $@
+
+demo: setup ## start everything on generated cells; Ctrl+C stops it
+	test -f $(DATA_DIR)/sample.seg || $(BIN)/cellai sample $(DATA_DIR)/sample.seg
+	$(BIN)/cellai up $(DATA_DIR)/sample.seg --data-dir $(DATA_DIR) --port $(PORT) --backend-port $(BACKEND_PORT) $(ARGS)
+
+test: setup lint ## lint, type check and all tests, a real Label Studio included
+	$(BIN)/pytest $(ARGS)
+
+lint: setup ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup ## let ruff format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup ## measure; DATA=FILE[,FILE] measures learning on labelled files of your own
+	$(BIN)/python -m benchmarks $(if $(DATA),--data $(DATA))
+
+bench-full: setup ## measure with all seeds and strategies
+	$(BIN)/python -m benchmarks --full
+
+requirements: ## pin the newest versions that fit
+	$(BIN)/uv pip compile --quiet --universal --no-annotate --no-header --group dev --group server pyproject.toml -o requirements.txt --upgrade
+
+clean: ## remove what make setup and make demo made
+	rm -rf .venv $(DATA_DIR)

@@ -1,0 +1,88 @@
+"""What commands print: tables of problems, of the status, of an inspected source."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rich.console import RenderableType
+from rich.markup import escape
+from rich.table import Table
+
+from converters.inspection import Inspection
+from converters.problems import Problems
+
+
+def problem_table(problems: Problems) -> Table:
+    """What an import left out or changed, with counts."""
+    table = Table("source", "what", "count", "first at", title="Left out or changed")
+    for problem in problems:
+        table.add_row(
+            escape(problem.source),
+            escape(problem.reason),
+            str(problem.count),
+            escape(problem.example),
+        )
+    return table
+
+
+def status_table(projects: Sequence[dict[str, Any]]) -> Table:
+    """One line per project of `cellai status`."""
+    table = Table("project", "version", "labels", "macro-F1", "open tasks", "job")
+    for project in projects:
+        serving: dict[str, Any] = next(
+            (v for v in project["versions"] if v["version"] == project["model_version"]),
+            {"metrics": {}},
+        )
+        macro_f1 = serving["metrics"].get("macro_f1")
+        job = project["jobs"][0] if project["jobs"] else {"state": "none", "stage": ""}
+        table.add_row(
+            str(project["project_id"]),
+            project["model_version"] or "none yet",
+            str(serving.get("n_labels", 0)),
+            "-" if macro_f1 is None else f"{macro_f1:.3f}",
+            str(project["open_tasks"]),
+            f"{job['state']} {job['stage']}".strip(),
+        )
+    return table
+
+
+def inspection_parts(inspection: Inspection) -> Iterator[RenderableType]:
+    """A source as `cellai inspect` shows it."""
+    yield f"[bold]{escape(inspection.source)}[/]"
+    if inspection.datasets:
+        yield _dataset_table(inspection)
+    if inspection.layout:
+        yield f"layout: {inspection.layout}"
+    for layout, reason in inspection.reasons.items():
+        yield escape(f"  not {layout}: {reason}")
+    if inspection.error:
+        yield f"[bold red]cannot be imported:[/] {escape(inspection.error)}"
+    if inspection.plan is not None:
+        about = "" if inspection.plan.exact else "about "
+        yield f"{inspection.plan.images} images, {about}{inspection.plan.cells} cells"
+    for values in inspection.ranges:
+        yield escape(
+            f"{values.channel}: {values.minimum:g} .. {values.maximum:g},"
+            f" {values.n_nan} of {values.n_values} values missing"
+        )
+    for label, count in sorted(inspection.labels.items()):
+        yield escape(f"label {label}: {count}")
+    if inspection.n_unlabelled:
+        yield f"unlabelled: {inspection.n_unlabelled}"
+    if len(inspection.problems):
+        yield problem_table(inspection.problems)
+
+
+def _dataset_table(inspection: Inspection) -> Table:
+    table = Table()
+    for column in ("dataset", "shape", "type", "chunks", "compression", "problem"):
+        table.add_column(column, overflow="fold")
+    for dataset in inspection.datasets:
+        table.add_row(
+            escape(dataset.path),
+            "" if dataset.shape is None else " x ".join(map(str, dataset.shape)),
+            dataset.dtype,
+            "" if dataset.chunks is None else " x ".join(map(str, dataset.chunks)),
+            dataset.compression,
+            escape(dataset.problem),
+        )
+    return table

@@ -1,0 +1,191 @@
+"""A running `cellai up` as the tests drive it, and what they ask of Label Studio."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from converters.backend_client import BackendClient
+from converters.connection_file import ConnectionFile, read_connection
+from converters.label_studio import Connection
+
+T = TypeVar("T")
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared" / "data"
+CELLAI = Path(sys.executable).with_name("cellai")
+START_DEADLINE_S = 300  # the first start of Label Studio migrates its database: 40-80 s
+
+
+def shared_file(name: str) -> Path:
+    """A file of real cells or weights; the test is skipped, and says so, where it is absent."""
+    path = SHARED / name
+    if not path.exists():
+        pytest.skip(f"{name} is not in ../shared/data")
+    return path
+
+
+def free_port() -> int:
+    """A port on which nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(condition: Callable[[], T], *, deadline_s: float, what: str) -> T:
+    """The first true value of the condition."""
+    end = time.monotonic() + deadline_s
+    while time.monotonic() < end:
+        if value := condition():
+            return value
+        time.sleep(0.25)
+    pytest.fail(f"no {what} within {deadline_s:.0f} s")
+
+
+def run_cellai(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command to its end."""
+    return subprocess.run(
+        [CELLAI, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "COLUMNS": "200", **environment},
+        check=False,
+    )
+
+
+@dataclass
+class Installation:
+    """A running `cellai up`."""
+
+    process: subprocess.Popen[bytes]
+    data_dir: Path
+    log: Path
+
+    @property
+    def connection_file(self) -> ConnectionFile:
+        return read_connection(self.data_dir)
+
+    @cached_property
+    def label_studio(self) -> Connection:
+        return Connection(self.connection_file.label_studio_url, self.connection_file.api_key)
+
+    @cached_property
+    def _backend(self) -> BackendClient:
+        return BackendClient(self.connection_file.backend)
+
+    @property
+    def project_id(self) -> int:
+        assert self.connection_file.project_id is not None
+        return self.connection_file.project_id
+
+    def status(self, project_id: int | None = None) -> dict[str, Any]:
+        """One project of the backend's status."""
+        projects = self._backend.status()
+        wanted = project_id or self.project_id
+        return next((p for p in projects if p["project_id"] == wanted), {})
+
+    def project(self) -> dict[str, Any]:
+        """The project as Label Studio's API gives it."""
+        return dict(self.label_studio.get(f"api/projects/{self.project_id}/"))
+
+    def tasks(self) -> list[dict[str, Any]]:
+        """All tasks of the project."""
+        answer = self.label_studio.get(
+            "api/tasks/", project=self.project_id, page_size=10_000, fields="task_only"
+        )
+        return list(answer["tasks"])
+
+    def serving(self) -> dict[str, Any]:
+        """The version by which Label Studio sorts, as `cellai status` lists it."""
+        name = self.project()["model_version"]
+        return next((v for v in self.status()["versions"] if v["version"] == name), {})
+
+    def stop(self) -> None:
+        self.label_studio.close()
+        self._backend.close()
+        self.process.send_signal(signal.SIGINT)
+        self.process.wait(60)
+
+
+def start_installation(data_dir: Path, *arguments: object, **environment: str) -> Installation:
+    """`cellai up` on free ports, returned once the queue is sorted."""
+    data_dir.mkdir(parents=True, exist_ok=True)
+    log = data_dir / "up.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [
+                CELLAI,
+                "up",
+                *map(str, arguments),
+                "--data-dir",
+                data_dir,
+                "--port",
+                str(free_port()),
+                "--backend-port",
+                str(free_port()),
+                "--no-browser",
+            ],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "COLUMNS": "200", **environment},
+        )
+
+    def is_up() -> bool:
+        text = log.read_text()
+        if process.poll() is not None:
+            pytest.fail(f"cellai up ended with {process.returncode}:\n{text}")
+        return "labeling=1" in text
+
+    try:
+        wait_until(is_up, deadline_s=START_DEADLINE_S, what="sorted queue")
+    except BaseException:
+        process.kill()
+        raise
+    return Installation(process, data_dir, log)
+
+
+def annotate(
+    label_studio: Connection, task_id: int, label: str, *, from_name: str = "cell_class"
+) -> float:
+    """Submit a label as the page does; returns the seconds Label Studio took."""
+    started = time.perf_counter()
+    choice = {
+        "from_name": from_name,
+        "to_name": "card",
+        "type": "choices",
+        "value": {"choices": [label]},
+    }
+    label_studio.post(
+        f"api/tasks/{task_id}/annotations/", {"result": [choice], "was_cancelled": False}
+    )
+    return time.perf_counter() - started
+
+
+def scores_by_task(label_studio: Connection, project_id: int, version: str) -> dict[int, float]:
+    """Score by task of one version; fails on a doubled prediction."""
+    scores: dict[int, float] = {}
+    for row in label_studio.get("api/predictions/", project=project_id):
+        if row["model_version"] == version:
+            assert row["task"] not in scores, f"task {row['task']} has two predictions"
+            scores[row["task"]] = row["score"]
+    return scores
+
+
+def walk_queue(installation: Installation, *, n_tasks: int, labels: Mapping[int, str]) -> list[int]:
+    """Label the next tasks one after the other, as the page serves them; returns their ids."""
+    walked = []
+    for _ in range(n_tasks):
+        task = installation.label_studio.get(f"api/projects/{installation.project_id}/next")
+        walked.append(task["id"])
+        annotate(installation.label_studio, task["id"], labels[task["id"]])
+    return walked

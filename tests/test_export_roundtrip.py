@@ -1,0 +1,38 @@
+"""Labels submitted in Label Studio come back in a copy of the HDF5 source."""
+
+import csv
+from pathlib import Path
+
+import h5py
+import pytest
+from installation import Installation, annotate, run_cellai
+
+pytestmark = pytest.mark.label_studio
+
+
+def test_copy_holds_exactly_the_submitted_labels(
+    demo: Installation, sample_file: Path, tmp_path: Path
+) -> None:
+    before = sample_file.read_bytes()
+    open_tasks = [task for task in demo.tasks() if not task["is_labeled"]]
+    for task, label in zip(open_tasks, ("wbc", "oof", "plt"), strict=False):
+        annotate(demo.label_studio, task["id"], label)
+    exported = demo.label_studio.get(f"api/projects/{demo.project_id}/export", exportType="JSON")
+    submitted = {
+        task["data"]["index"]: task["annotations"][-1]["result"][0]["value"]["choices"][0]
+        for task in exported
+    }
+    assert len(submitted) >= 3
+
+    answer = run_cellai("export", "--data-dir", demo.data_dir, "--out", tmp_path / "out")
+    assert answer.returncode == 0, answer.stderr
+    with h5py.File(tmp_path / "out" / sample_file.name) as copy, h5py.File(sample_file) as source:
+        written = [label.decode() for label in copy["label/ground_truth"][:]]
+        assert (copy["phase/images"][:] == source["phase/images"][:]).all()
+        kept = [label.decode() for label in source["label/ground_truth"][:]]
+    for index, label in enumerate(written):
+        assert label == submitted.get(index, kept[index])
+    with (tmp_path / "out" / "labels.csv").open(newline="") as table:
+        rows = {int(row["index"]): row["label"] for row in csv.DictReader(table)}
+    assert rows == submitted
+    assert sample_file.read_bytes() == before

@@ -1,0 +1,168 @@
+"""A sample file becomes a project whose queue follows the scores, and labels retrain it."""
+
+import json
+import statistics
+import time
+
+import httpx
+import numpy as np
+import pytest
+from installation import Installation, annotate, run_cellai, scores_by_task, wait_until, walk_queue
+
+from converters.label_config import TEMPLATE_PATH
+from converters.project import create_project
+
+pytestmark = pytest.mark.label_studio
+
+TASK_KEYS = {
+    "phase",
+    "amplitude",
+    "image",
+    "card",
+    "source",
+    "dataset",
+    "index",
+    "group",
+    "bbox",
+    "area_px",
+    "flags",
+    "crop_id",
+}
+
+
+def test_every_crop_is_one_task_with_all_keys(demo: Installation, sample_labels: list[str]) -> None:
+    tasks = demo.tasks()
+    assert sorted(task["data"]["index"] for task in tasks) == list(range(len(sample_labels)))
+    assert len({task["data"]["crop_id"] for task in tasks}) == len(tasks)
+    for task in tasks:
+        assert set(task["data"]) >= TASK_KEYS
+        assert all(task["data"][key] is not None for key in TASK_KEYS)
+
+
+def test_pictures_and_cards_are_served_to_the_annotator_only(demo: Installation) -> None:
+    task = demo.tasks()[0]["data"]
+    for key in ("phase", "amplitude", "card"):
+        answer = demo.label_studio.request("GET", task[key].lstrip("/"))
+        assert answer.status_code == 200
+        assert len(answer.content) > 100
+    url = demo.connection_file.label_studio_url + task["phase"]
+    assert httpx.get(url).status_code == 401
+
+
+def test_every_open_task_has_one_prediction_of_the_serving_version(demo: Installation) -> None:
+    version = demo.project()["model_version"]
+    assert version == demo.status()["model_version"]
+    scores = scores_by_task(demo.label_studio, demo.project_id, version)
+    assert set(scores) == {task["id"] for task in demo.tasks()}
+    assert all(0 <= score <= 1 for score in scores.values())
+
+
+def test_labels_retrain_and_resort_the_queue_by_themselves(
+    demo: Installation, sample_labels: list[str]
+) -> None:
+    """30 labels over the API, nothing else: a new version, sorted, with its metrics."""
+    cold = demo.project()["model_version"]
+    cold_scores = scores_by_task(demo.label_studio, demo.project_id, cold)
+    queue = sorted(cold_scores, key=cold_scores.__getitem__)
+    labels = {task["id"]: sample_labels[task["data"]["index"]] for task in demo.tasks()}
+    assert walk_queue(demo, n_tasks=12, labels=labels) == queue[:12]
+    submit_s = [annotate(demo.label_studio, task, labels[task]) for task in queue[12:30]]
+
+    serving = wait_until(
+        lambda: version if (version := demo.serving()).get("n_labels") == 30 else {},
+        deadline_s=60,
+        what="version with 30 labels",
+    )
+    assert 0 < serving["metrics"]["macro_f1"] <= 1
+    assert serving["metrics"]["n_holdout"] > 0
+    scores = scores_by_task(demo.label_studio, demo.project_id, serving["version"])
+    assert set(scores) == set(cold_scores)
+    assert not np.allclose(
+        [scores[task] for task in scores], [cold_scores[task] for task in scores]
+    )
+    open_tasks = [task["id"] for task in demo.tasks() if not task["is_labeled"]]
+    assert len(open_tasks) == len(sample_labels) - 30
+    expected = sorted(open_tasks, key=scores.__getitem__)[:10]
+    assert walk_queue(demo, n_tasks=10, labels=labels) == expected
+
+    print(f"\nmedian submit with backend {statistics.median(submit_s):.3f} s")
+    assert statistics.median(submit_s) <= 0.1 + statistics.median(_submit_without_backend(demo))
+
+
+def test_predictions_name_a_class_and_all_probabilities(demo: Installation) -> None:
+    version = wait_until(
+        lambda: demo.serving().get("n_labels") and demo.serving()["version"],
+        deadline_s=60,
+        what="trained version",
+    )
+    rows = [
+        row
+        for row in demo.label_studio.get("api/predictions/", project=demo.project_id)
+        if row["model_version"] == version
+    ]
+    for row in rows:
+        (region,) = row["result"]
+        probabilities = region["meta"]["probabilities"]
+        assert sum(probabilities.values()) == pytest.approx(1, abs=1e-3)
+        assert region["value"]["choices"] == [max(probabilities, key=probabilities.__getitem__)]
+
+
+def test_status_lists_versions_jobs_and_open_tasks(demo: Installation) -> None:
+    answer = run_cellai("status", "--json", "--data-dir", demo.data_dir)
+    assert answer.returncode == 0, answer.stderr
+    (project,) = (p for p in json.loads(answer.stdout) if p["project_id"] == demo.project_id)
+    assert project["model_version"] == demo.project()["model_version"]
+    assert {"version", "n_labels", "metrics"} <= set(project["versions"][0])
+    assert project["jobs"][0]["state"] in {"running", "done"}
+    assert project["open_tasks"] == sum(not task["is_labeled"] for task in demo.tasks())
+
+
+def test_start_training_button_makes_a_version(demo: Installation) -> None:
+    before = len(demo.status()["versions"])
+    (backend,) = demo.label_studio.get("api/ml/", project=demo.project_id)
+    demo.label_studio.request("POST", f"api/ml/{backend['id']}/train", payload={})
+    wait_until(
+        lambda: len(demo.status()["versions"]) > before, deadline_s=60, what="demanded version"
+    )
+
+
+def test_project_parameters_are_checked_and_used(demo: Installation) -> None:
+    (backend,) = demo.label_studio.get("api/ml/", project=demo.project_id)
+    address = demo.connection_file.backend
+    settings = {
+        "project": demo.project_id,
+        "url": address.url,
+        "title": backend["title"],
+        "auth_method": "BASIC_AUTH",
+        "basic_auth_user": address.user,
+        "basic_auth_pass": address.password,
+    }
+    refused = demo.label_studio.request(
+        "PATCH",
+        f"api/ml/{backend['id']}",
+        payload=settings | {"extra_params": '{"mc_passes": "many"}'},
+        accept=(400, 500),
+    )
+    assert refused.status_code == 400
+    assert "mc_passes" in refused.text
+    demo.label_studio.patch(
+        f"api/ml/{backend['id']}", settings | {"extra_params": '{"acquisition": "entropy"}'}
+    )
+    wait_until(
+        lambda: demo.serving().get("parameters", {}).get("acquisition") == "entropy",
+        deadline_s=60,
+        what="version with the project's own acquisition",
+    )
+    demo.label_studio.patch(f"api/ml/{backend['id']}", settings | {"extra_params": ""})
+
+
+def _submit_without_backend(demo: Installation) -> list[float]:
+    """The same submits in a project that no backend is connected to."""
+    project_id = create_project(
+        demo.label_studio, title="no backend", label_config=TEMPLATE_PATH.read_text()
+    )
+    keys = dict.fromkeys(TASK_KEYS, "")
+    demo.label_studio.post(f"api/projects/{project_id}/import", [{"data": keys}] * 30)
+    tasks = demo.label_studio.get("api/tasks/", project=project_id, page_size=30)["tasks"]
+    time.sleep(1)
+    return [annotate(demo.label_studio, task["id"], "rbc") for task in tasks]
