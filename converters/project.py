@@ -7,8 +7,10 @@ it was, and a second import of the same source adds nothing.
 
 import base64
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from converters.crops import Crop, ReadOptions, count_labels, iter_crops, name_s
 from converters.durable import replacing
 from converters.errors import (
     ConfigurationError,
+    EmptySourceError,
     ImportRejectedError,
     LabelStudioError,
     OutputError,
@@ -32,6 +35,7 @@ from converters.source import fingerprint
 from converters.tasks import TaskPaths, annotation, pictures, task_data
 
 BATCH = 500
+ENCODERS = 2
 PAGE = 10_000
 BACKEND_TITLE = "CellAI"
 SAMPLING = "Uncertainty sampling"
@@ -167,18 +171,28 @@ def import_sources(
     _make_storage(connection, paths, files_dir)
     remember_sources(sources, options.read, files_dir=files_dir, project_id=project_id)
     present = _crop_ids(connection, project_id)
-    done = 0
+    done: set[str] = set()
     crops = iter_crops(sources, options=options.read, problems=report.problems)
-    while batch := list(islice(crops, BATCH)):
-        fresh = [crop for crop in batch if crop.crop_id not in present]
-        present.update(crop.crop_id for crop in fresh)
-        tasks = [_task(crop, paths, files_dir, label_config, options) for crop in fresh]
-        _import_tasks(connection, project_id, tasks)
-        report.imported += len(tasks)
-        report.labelled += sum("annotations" in task for task in tasks)
-        report.already_there += len(batch) - len(fresh)
-        done += len(batch)
-        on_progress(done)
+    # The encoder leaves Python's lock, so two threads nearly double the pace.
+    with ThreadPoolExecutor(ENCODERS) as encoders:
+        while read := list(islice(crops, BATCH)):
+            batch = list(_without_doubles(read, done, report.problems))
+            fresh = [crop for crop in batch if crop.crop_id not in present]
+            write = partial(
+                _task, paths=paths, files_dir=files_dir, config=label_config, options=options
+            )
+            tasks = list(encoders.map(write, fresh))
+            _import_tasks(connection, project_id, tasks)
+            report.imported += len(tasks)
+            report.labelled += sum("annotations" in task for task in tasks)
+            report.already_there += len(batch) - len(fresh)
+            on_progress(len(done))
+    if not done:
+        raise EmptySourceError(
+            f"No cell was found in {', '.join(str(source) for source in sources)}"
+            f"{''.join(f'; {p.reason}: {p.count}' for p in report.problems)}.",
+            hint="Try --sensitivity high or a smaller --min-area; `cellai inspect` shows the file.",
+        )
     return report
 
 
@@ -300,12 +314,18 @@ def _crop_ids(connection: Connection, project_id: int) -> set[str]:
         page += 1
 
 
+def _without_doubles(crops: Iterable[Crop], done: set[str], problems: Problems) -> Iterator[Crop]:
+    """The crops that this import has not met yet; a file given twice under two names has them."""
+    for crop in crops:
+        if crop.crop_id in done:
+            problems.report(crop.source, "cells equal to those of another file: left out")
+        else:
+            done.add(crop.crop_id)
+            yield crop
+
+
 def _task(
-    crop: Crop,
-    paths: TaskPaths,
-    files_dir: Path,
-    label_config: LabelConfig,
-    options: ImportOptions,
+    crop: Crop, *, paths: TaskPaths, files_dir: Path, config: LabelConfig, options: ImportOptions
 ) -> dict[str, Any]:
     """Write the crop's pictures and its first card; returns the task."""
     kinds: set[str] = set()
@@ -325,8 +345,8 @@ def _task(
             " where it stopped.",
         ) from error
     task: dict[str, Any] = {"data": task_data(crop, paths, kinds)}
-    if options.use_labels and crop.label in label_config.classes:
-        task["annotations"] = [annotation(crop.label, label_config)]
+    if options.use_labels and crop.label in config.classes:
+        task["annotations"] = [annotation(crop.label, config)]
     return task
 
 

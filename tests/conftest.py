@@ -6,7 +6,17 @@ from pathlib import Path
 
 import h5py
 import pytest
-from installation import SHARED, Installation, run_cellai, shared_file, start_installation
+from installation import (
+    SHARED,
+    Installation,
+    OwnBackend,
+    free_port,
+    run_cellai,
+    shared_file,
+    start_installation,
+)
+
+from converters.project import BackendAddress
 
 
 @pytest.fixture(scope="session")
@@ -42,3 +52,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory, sample_file: Path) -> Iterato
     yield installation
     with contextlib.suppress(ProcessLookupError):
         installation.stop()
+
+
+@pytest.fixture
+def backend(demo: Installation, weights: Path, tmp_path: Path) -> OwnBackend:
+    address = BackendAddress(f"http://127.0.0.1:{free_port()}", "tester", "a secret")
+    return OwnBackend(demo, tmp_path / "backend", weights, address)

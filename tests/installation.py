@@ -6,7 +6,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 from converters.backend_client import BackendClient
 from converters.connection_file import ConnectionFile, read_connection
 from converters.label_studio import Connection
+from converters.project import BackendAddress
 
 T = TypeVar("T")
 
@@ -41,7 +43,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_until(condition: Callable[[], T], *, deadline_s: float, what: str) -> T:
+def wait_until(condition: Callable[[], T | None], *, deadline_s: float, what: str) -> T:
     """The first true value of the condition."""
     end = time.monotonic() + deadline_s
     while time.monotonic() < end:
@@ -152,6 +154,72 @@ def start_installation(data_dir: Path, *arguments: object, **environment: str) -
         process.kill()
         raise
     return Installation(process, data_dir, log)
+
+
+@dataclass
+class OwnBackend:
+    """A backend beside the installation's own, on its Label Studio."""
+
+    demo: Installation
+    data_dir: Path
+    weights: Path
+    address: BackendAddress
+
+    @contextmanager
+    def running(self, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
+        """Served by gunicorn, with the container's command, until the block ends."""
+        connection = self.demo.connection_file
+        process = subprocess.Popen(
+            [
+                Path(sys.executable).with_name("gunicorn"),
+                "--config",
+                "python:backend.gunicorn_conf",
+                "backend._wsgi:app",
+            ],
+            env=os.environ
+            | {
+                "CELLAI_LABEL_STUDIO_URL": connection.label_studio_url,
+                "CELLAI_LABEL_STUDIO_API_KEY": connection.api_key,
+                "CELLAI_DATA_DIR": str(self.data_dir),
+                "CELLAI_FILES_DIR": str(self.demo.data_dir / "files"),
+                "CELLAI_PORT": self.address.url.rpartition(":")[2],
+                "CELLAI_BASIC_AUTH_USER": self.address.user,
+                "CELLAI_BASIC_AUTH_PASSWORD": self.address.password,
+                "CELLAI_WEIGHTS": str(self.weights),
+                "CELLAI_QUIET_SECONDS": "1",
+            }
+            | settings,
+            start_new_session=True,
+        )
+        client = BackendClient(self.address)
+        try:
+            wait_until(client.is_ready, deadline_s=120, what="ready backend")
+            yield process
+        finally:
+            client.close()
+            if process.poll() is None:
+                process.terminate()
+            process.wait(60)
+
+    def import_source(self, source: Path) -> int:
+        """Import a source without its labels into a new project of this backend's."""
+        connection = self.demo.connection_file
+        answer = run_cellai(
+            "import",
+            source,
+            "--no-labels",
+            "--url",
+            connection.label_studio_url,
+            "--files-dir",
+            self.demo.data_dir / "files",
+            "--backend-url",
+            self.address.url,
+            LABEL_STUDIO_API_KEY=connection.api_key,
+            CELLAI_BASIC_AUTH_USER=self.address.user,
+            CELLAI_BASIC_AUTH_PASSWORD=self.address.password,
+        )
+        assert answer.returncode == 0, answer.stderr
+        return int(answer.stdout)
 
 
 def annotate(
