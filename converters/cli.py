@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from converters.backend_client import BackendClient, QueueState
-from converters.connection_file import ConnectionFile, read_connection
+from converters.connection_file import FILE_NAME, ConnectionFile, read_connection
 from converters.crops import ReadOptions, plan_crops
 from converters.errors import CellAIError, ConfigurationError, UnknownLayoutError
 from converters.export import export_labels
@@ -355,8 +355,10 @@ def _check_before_start(sources: Sequence[Path], options: UpOptions) -> None:
         raise ConfigurationError(
             f"The weights file {options.weights} does not exist.", hint="Correct --weights."
         )
-    if sources:
-        plan_crops(sources, options=options.import_options.read)
+    if not sources:
+        return
+    plan_crops(sources, options=options.import_options.read)
+    if not (options.data_dir / FILE_NAME).exists():  # else the project has its own classes
         check_labels(sources, read_label_config(options.label_config), options.import_options)
 
 
@@ -364,7 +366,8 @@ def _bring_up(
     launcher: Launcher, sources: Sequence[Path], options: UpOptions, *, open_browser: bool
 ) -> None:
     console.print("Starting Label Studio and the backend (the first start takes a minute) …")
-    launcher.wait_until_up()
+    with console.status("Waiting for both to answer …"):
+        launcher.wait_until_up()
     if sources:
         _import(
             sources,

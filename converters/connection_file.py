@@ -46,10 +46,8 @@ class ConnectionFile:
 
     def write(self, data_dir: Path) -> None:
         """Store it below the data directory, readable by its owner only."""
-        target = data_dir / FILE_NAME
-        with replacing(target) as path:
+        with replacing(data_dir / FILE_NAME, private=True) as path:
             path.write_text(json.dumps(asdict(self), indent=1))
-        target.chmod(0o600)
 
 
 def fresh_connection(label_studio_url: str, backend_url: str) -> ConnectionFile:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 @contextmanager
-def replacing(target: Path) -> Iterator[Path]:
+def replacing(target: Path, *, private: bool = False) -> Iterator[Path]:
     """Gives a temporary path to write; it becomes `target` when the block ends without error.
 
     The content is on disk before the name changes, so even a power cut leaves the old file or
@@ -16,6 +16,7 @@ def replacing(target: Path) -> Iterator[Path]:
 
     Args:
         target: file to create or replace; its folder must exist.
+        private: only the owner may read it, at no moment anybody else.
 
     Yields:
         An empty file of the same suffix in the same folder.
@@ -30,7 +31,7 @@ def replacing(target: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(0o600 if private else 0o666 & ~_umask())
         sync(temporary)
         temporary.replace(target)
         sync(target.parent)

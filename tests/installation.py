@@ -112,14 +112,21 @@ class Installation:
         name = self.project()["model_version"]
         return next((v for v in self.status()["versions"] if v["version"] == name), {})
 
-    def stop(self) -> None:
+    def close(self) -> None:
+        """Close the test's own sockets."""
         self.label_studio.close()
         self._backend.close()
+
+    def stop(self) -> None:
+        """End it as Ctrl+C does."""
+        self.close()
         self.process.send_signal(signal.SIGINT)
         self.process.wait(60)
 
 
-def start_installation(data_dir: Path, *arguments: object, **environment: str) -> Installation:
+def start_installation(
+    data_dir: Path, *arguments: object, port: int = 0, backend_port: int = 0, **environment: str
+) -> Installation:
     """`cellai up` on free ports, returned once the queue is sorted."""
     data_dir.mkdir(parents=True, exist_ok=True)
     log = data_dir / "up.log"
@@ -132,9 +139,9 @@ def start_installation(data_dir: Path, *arguments: object, **environment: str) -
                 "--data-dir",
                 data_dir,
                 "--port",
-                str(free_port()),
+                str(port or free_port()),
                 "--backend-port",
-                str(free_port()),
+                str(backend_port or free_port()),
                 "--no-browser",
             ],
             stdout=output,

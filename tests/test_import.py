@@ -1,0 +1,91 @@
+"""Import is resumable and idempotent, and works with either kind of token."""
+
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import h5py
+import pytest
+from installation import CELLAI, Installation, run_cellai, wait_until
+
+from converters.label_config import TEMPLATE_PATH
+from converters.label_studio import Connection
+from converters.project import BATCH, create_project
+
+pytestmark = pytest.mark.label_studio
+
+N_CELLS = 4 * BATCH
+
+
+@pytest.fixture(scope="module")
+def large_file(tmp_path_factory: pytest.TempPathFactory, sample_file: Path) -> Path:
+    """2,000 labelled cells: the sample's, several times over (position makes them different)."""
+    path = tmp_path_factory.mktemp("large") / "large.seg"
+    with h5py.File(sample_file) as sample, h5py.File(path, "w") as file:
+        rows = [index % len(sample["phase/images"]) for index in range(N_CELLS)]
+        for name in ("phase/images", "amplitude/images", "label/ground_truth"):
+            file[name] = sample[name][:][rows]
+    return path
+
+
+def test_killed_import_goes_on_without_loss_or_doubles(
+    demo: Installation, large_file: Path
+) -> None:
+    project_id = create_project(
+        demo.label_studio, title="killed import", label_config=TEMPLATE_PATH.read_text()
+    )
+    arguments = _arguments(demo, large_file, project_id)
+    first = subprocess.Popen(
+        [CELLAI, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    wait_until(
+        lambda: _project(demo, project_id)["task_number"] >= BATCH,
+        deadline_s=120,
+        what="first batch",
+    )
+    first.send_signal(signal.SIGKILL)
+    first.wait(10)
+    assert BATCH <= _project(demo, project_id)["task_number"] < N_CELLS
+
+    second = run_cellai(*arguments)
+    assert second.returncode == 0, second.stderr
+    tasks = demo.label_studio.get(
+        "api/tasks/", project=project_id, page_size=10_000, fields="task_only"
+    )["tasks"]
+    assert sorted(task["data"]["index"] for task in tasks) == list(range(N_CELLS))
+    assert len({task["data"]["crop_id"] for task in tasks}) == N_CELLS
+    assert _project(demo, project_id)["total_annotations_number"] == N_CELLS
+
+    third = run_cellai(*arguments)
+    assert third.returncode == 0, third.stderr
+    assert f"0 cells imported, 0 of them labelled; {N_CELLS} were there already" in third.stderr
+    assert _project(demo, project_id)["task_number"] == N_CELLS
+
+
+def test_both_kinds_of_token_work(demo: Installation) -> None:
+    token = demo.label_studio.post("api/token/", {})["token"]
+    personal = Connection(demo.connection_file.label_studio_url, token)
+    whoami = personal.get("api/current-user/whoami")
+    personal.close()
+    assert whoami["email"] == demo.connection_file.email
+
+
+def _arguments(demo: Installation, source: Path, project_id: int) -> list[str]:
+    connection = demo.connection_file
+    return [
+        "import",
+        str(source),
+        "--url",
+        connection.label_studio_url,
+        "--api-key",
+        connection.api_key,
+        "--project",
+        str(project_id),
+        "--files-dir",
+        str(demo.data_dir / "files"),
+    ]
+
+
+def _project(demo: Installation, project_id: int) -> dict[str, Any]:
+    return dict(demo.label_studio.get(f"api/projects/{project_id}/"))
