@@ -28,7 +28,7 @@ from backend.head import (
 FloatArray = NDArray[np.float32]
 Float64Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
-Metric = float | int | list[float | None] | list[list[int]] | None
+Metric = float | int | list[float | None] | list[list[int]] | list[list[float]] | None
 
 BATCH = 64
 WEIGHT_DECAY = 1e-2
@@ -63,7 +63,8 @@ class Fitted:
         head: fitted on all labels, calibrated.
         metrics: n_labels, n_holdout, temperature; with a hold-out also macro_f1,
             macro_f1_se, balanced_accuracy, accuracy, precision, recall (per class, None
-            without a label), confusion (rows: label, columns: prediction), ece, brier.
+            without a label), confusion (rows: label, columns: prediction), ece, brier,
+            reliability (see `reliability`).
     """
 
     head: Head
@@ -174,6 +175,7 @@ def holdout_metrics(
         "confusion": [[int(count) for count in row] for row in confusion],
         "ece": expected_calibration_error(probabilities, labels),
         "brier": brier_score(probabilities, labels),
+        "reliability": reliability(probabilities, labels),
     }
 
 
@@ -199,11 +201,30 @@ def expected_calibration_error(probabilities: FloatArray, labels: IntArray) -> f
     Source:
         Guo et al. 2017, eq. 3, arXiv:1706.04599.
     """
-    confidence = probabilities.max(axis=1)
+    rows = np.array(reliability(probabilities, labels))
+    return float((rows[:, 0] * np.abs(rows[:, 1] - rows[:, 2])).sum() / len(labels))
+
+
+def reliability(probabilities: FloatArray, labels: IntArray) -> list[list[float]]:
+    """Confidence against accuracy, one row for each bin of confidence that has a crop.
+
+    Args:
+        probabilities: (N, K).
+        labels: (N,).
+
+    Returns:
+        Rows [number of crops, mean confidence, accuracy], confidence ascending.
+
+    Source:
+        Guo et al. 2017, section 2 (reliability diagrams), arXiv:1706.04599.
+    """
+    confidence = probabilities.max(axis=1).astype(np.float64)
     correct = probabilities.argmax(axis=1) == labels
     bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
-    gaps = np.bincount(bins, weights=correct - confidence, minlength=CALIBRATION_BINS)
-    return float(np.abs(gaps).sum() / len(labels))
+    return [
+        [float(chosen.sum()), float(confidence[chosen].mean()), float(correct[chosen].mean())]
+        for chosen in (bins == index for index in np.unique(bins))
+    ]
 
 
 def brier_score(probabilities: FloatArray, labels: IntArray) -> float:
@@ -243,7 +264,7 @@ def _train(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     inputs = head.standardise(torch.from_numpy(features))
     targets = torch.from_numpy(labels)
-    chances = 1 / np.bincount(labels, minlength=n_classes)[labels]
+    chances = sampling_chances(labels)
     for _ in range(steps):
         batch = torch.multinomial(
             torch.from_numpy(chances), BATCH, replacement=True, generator=generator
@@ -270,6 +291,19 @@ def _train(
             hint=f"Lower the learning rate, now {settings.learning_rate}.",
         )
     return trained
+
+
+def sampling_chances(labels: IntArray) -> Float64Array:
+    """Chance of each crop to be drawn into a batch: every class that has a label is as likely.
+
+    Args:
+        labels: (N,).
+
+    Returns:
+        (N,), sum 1.
+    """
+    chances = 1 / np.bincount(labels)[labels]
+    return np.asarray(chances / chances.sum())
 
 
 def _dropped_logits(head: Head, inputs: Tensor, generator: Generator) -> Tensor:
