@@ -1,6 +1,5 @@
 """The `cellai` command: parses, calls, prints. Every error ends here in one sentence."""
 
-import json
 import signal
 import sys
 from collections.abc import Sequence
@@ -9,20 +8,46 @@ from types import FrameType
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from converters.backend_client import BackendClient, QueueState
-from converters.connection_file import FILE_NAME, ConnectionFile, read_connection
+from converters.cli_operator import operator
+from converters.cli_options import (
+    ApiKey,
+    BackendPassword,
+    BackendUrl,
+    BackendUser,
+    Classes,
+    CropSize,
+    DataDir,
+    FilesDir,
+    Images,
+    LabelConfigFile,
+    Labels,
+    Limit,
+    MinArea,
+    NoLabels,
+    OutsideLinks,
+    ProjectId,
+    SensitivityOption,
+    SkipUnknown,
+    Sources,
+    Url,
+    backend_address,
+    connect,
+    console,
+    needed_project,
+    out,
+    stored_connection,
+)
+from converters.connection_file import FILE_NAME
 from converters.crops import ReadOptions, plan_crops
 from converters.errors import CellAIError, ConfigurationError, UnknownLayoutError
 from converters.export import export_labels
 from converters.inspection import inspect_source
 from converters.label_config import TEMPLATE_PATH, read_label_config, write_label_config
-from converters.label_studio import Connection
 from converters.launcher import Launcher, UpOptions
 from converters.project import (
-    BackendAddress,
     ImportOptions,
     ImportReport,
     check_labels,
@@ -34,8 +59,7 @@ from converters.project import (
     read_sources,
 )
 from converters.sample import write_sample_crops, write_sample_frames
-from converters.segmentation import Sensitivity
-from converters.tables import inspection_parts, problem_table, status_table
+from converters.tables import inspection_parts, problem_table
 
 app = typer.Typer(
     help="Blood cells from HDF5 into Label Studio, the most instructive one first.",
@@ -43,50 +67,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-console = Console(stderr=True)
-out = Console(soft_wrap=True)
-
-Sources = Annotated[
-    list[Path], typer.Argument(help="HDF5 files, pictures or folders of them.", metavar="SOURCE")
-]
-DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Data directory of `cellai up`.")]
-Url = Annotated[str, typer.Option("--url", help="Address of a running Label Studio.")]
-ApiKey = Annotated[
-    str,
-    typer.Option(
-        "--api-key", help="Personal access token or legacy token.", envvar="LABEL_STUDIO_API_KEY"
-    ),
-]
-FilesDir = Annotated[
-    Path | None, typer.Option("--files-dir", help="Document root of Label Studio's local files.")
-]
-ProjectId = Annotated[int | None, typer.Option("--project", help="Number of the project.")]
-Images = Annotated[str, typer.Option("--images", help="Path of the image dataset in the file.")]
-Labels = Annotated[str, typer.Option("--labels", help="Path of the label dataset in the file.")]
-SensitivityOption = Annotated[
-    Sensitivity, typer.Option("--sensitivity", help="Threshold that finds cells in frames.")
-]
-CropSize = Annotated[int, typer.Option("--crop-size", min=32, max=512, help="Side in px.")]
-MinArea = Annotated[int, typer.Option("--min-area", min=1, help="Smallest cell in px.")]
-Limit = Annotated[
-    int | None, typer.Option("--limit", min=1, help="At most that many cells, evenly spread.")
-]
-OutsideLinks = Annotated[
-    bool, typer.Option("--outside-links", help="Follow links that leave the file's folder.")
-]
-NoLabels = Annotated[
-    bool, typer.Option("--no-labels", help="Leave labels in the source out of the project.")
-]
-SkipUnknown = Annotated[
-    bool, typer.Option("--skip-unknown-labels", help="Import cells of other classes unlabelled.")
-]
-LabelConfigFile = Annotated[
-    Path | None,
-    typer.Option("--label-config", help="Labelling config (XML) that names the classes."),
-]
-Classes = Annotated[
-    str, typer.Option("--classes", help="Classes a,b,c written into the standard config.")
-]
 
 
 @app.command()
@@ -158,15 +138,9 @@ def import_command(
     project: ProjectId = None,
     files_dir: FilesDir = None,
     title: Annotated[str, typer.Option("--title", help="Name of a new project.")] = "",
-    backend_url: Annotated[
-        str, typer.Option("--backend-url", help="ML backend to connect, as Label Studio sees it.")
-    ] = "",
-    backend_user: Annotated[
-        str, typer.Option("--backend-user", envvar="CELLAI_BASIC_AUTH_USER")
-    ] = "",
-    backend_password: Annotated[
-        str, typer.Option("--backend-password", envvar="CELLAI_BASIC_AUTH_PASSWORD")
-    ] = "",
+    backend_url: BackendUrl = "",
+    backend_user: BackendUser = "",
+    backend_password: BackendPassword = "",
     label_config: LabelConfigFile = None,
     classes: Classes = "",
     images: Images = "",
@@ -180,8 +154,8 @@ def import_command(
     skip_unknown_labels: SkipUnknown = False,
 ) -> None:
     """Import sources into a Label Studio that already runs; prints the project's number."""
-    stored = _stored_connection(data_dir, url)
-    connection = _connect(stored, url, api_key)
+    stored = stored_connection(data_dir, url)
+    connection = connect(stored, url, api_key)
     options = ImportOptions(
         read=ReadOptions(
             images=images,
@@ -210,46 +184,11 @@ def import_command(
             connection, project, sources, files_dir=root, options=options, on_progress=on_progress
         ),
     )
-    backend = _backend_address(stored, backend_url, backend_user, backend_password)
+    backend = backend_address(stored, backend_url, backend_user, backend_password)
     if backend is not None:
         connect_backend(connection, project, backend)
         BackendClient(backend).announce_tasks(project)
     out.print(str(project))
-
-
-@app.command()
-def status(
-    *,
-    data_dir: DataDir = None,
-    backend_url: Annotated[str, typer.Option("--backend-url")] = "",
-    backend_user: Annotated[
-        str, typer.Option("--backend-user", envvar="CELLAI_BASIC_AUTH_USER")
-    ] = "",
-    backend_password: Annotated[
-        str, typer.Option("--backend-password", envvar="CELLAI_BASIC_AUTH_PASSWORD")
-    ] = "",
-    url: Url = "",
-    api_key: ApiKey = "",
-    project: ProjectId = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
-) -> None:
-    """Versions with metrics, labels, jobs and open tasks of every project."""
-    stored = _stored_connection(data_dir, url)
-    backend = _backend_address(stored, backend_url, backend_user, backend_password)
-    if backend is None:
-        raise ConfigurationError(
-            "The backend's address is missing.", hint="Pass --data-dir or --backend-url."
-        )
-    connection = _connect(stored, url, api_key)
-    rows = [
-        row | {"open_tasks": _open_tasks(connection, row["project_id"])}
-        for row in BackendClient(backend).status()
-        if project is None or row["project_id"] == project
-    ]
-    if as_json:
-        out.print_json(json.dumps(rows))
-    else:
-        out.print(status_table(rows))
 
 
 @app.command()
@@ -263,11 +202,9 @@ def export(
     files_dir: FilesDir = None,
 ) -> None:
     """Write the labels into copies of the HDF5 sources and into a CSV table; verified."""
-    stored = _stored_connection(data_dir, url)
-    connection = _connect(stored, url, api_key)
-    number = project if project is not None or stored is None else stored.project_id
-    if number is None:
-        raise ConfigurationError("--project is missing.", hint="Name the project's number.")
+    stored = stored_connection(data_dir, url)
+    connection = connect(stored, url, api_key)
+    number = needed_project(stored, project)
     report = export_labels(
         export_tasks(connection, number),
         read_sources(_files_dir(files_dir, data_dir), number),
@@ -339,6 +276,9 @@ def sample(
     console.print(f"Wrote synthetic cells to {path}.")
 
 
+app.add_typer(operator)
+
+
 def main() -> None:
     """Entry point; errors become one sentence on standard error and an exit code."""
     try:
@@ -408,11 +348,6 @@ def _import(sources: Sequence[Path], options: ImportOptions, run: Any) -> None:
         console.print(problem_table(report.problems))
 
 
-def _open_tasks(connection: Connection, project_id: int) -> int:
-    project = connection.get(f"api/projects/{project_id}/")
-    return int(project["task_number"]) - int(project["finished_task_number"])
-
-
 def _label_config(path: Path | None, classes: str) -> str:
     """The labelling config's XML, checked.
 
@@ -436,27 +371,6 @@ def _label_config(path: Path | None, classes: str) -> str:
     return xml
 
 
-def _stored_connection(data_dir: Path | None, url: str) -> ConnectionFile | None:
-    if data_dir is not None:
-        return read_connection(data_dir)
-    if not url:
-        raise ConfigurationError(
-            "Neither --data-dir nor --url is given.",
-            hint="Name the data directory of `cellai up`, or --url and --api-key.",
-        )
-    return None
-
-
-def _connect(stored: ConnectionFile | None, url: str, api_key: str) -> Connection:
-    if stored is not None:
-        return Connection(url or stored.label_studio_url, api_key or stored.api_key)
-    if not api_key:
-        raise ConfigurationError(
-            "--api-key is missing.", hint="Copy a token from Label Studio's account page."
-        )
-    return Connection(url, api_key)
-
-
 def _files_dir(files_dir: Path | None, data_dir: Path | None) -> Path:
     if files_dir is not None:
         return files_dir.resolve()
@@ -467,14 +381,6 @@ def _files_dir(files_dir: Path | None, data_dir: Path | None) -> Path:
             " (LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT).",
         )
     return data_dir.resolve() / "files"
-
-
-def _backend_address(
-    stored: ConnectionFile | None, url: str, user: str, password: str
-) -> BackendAddress | None:
-    if url:
-        return BackendAddress(url.rstrip("/"), user, password)
-    return None if stored is None else stored.backend
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
