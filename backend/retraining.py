@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 import numpy as np
 
 from backend.head import Head
+from backend.history import History, summarise
 from backend.jobs import JobStore, Project
 from backend.label_studio import LabelStudioClient
 from backend.pool import FeatureReader, Pool
@@ -46,6 +47,7 @@ class Retraining:
         self._registry = registry
         self._store = store
         self._snapshots = SnapshotReader(client)
+        self._history = History(settings.data_dir / "history")
 
     def run(
         self, project: Project, job_id: int, *, cards_version: str | None
@@ -98,6 +100,7 @@ class Retraining:
             parameters=parameters,
             seed=self._settings.seed,
         )
+        self._history.write(project.id, summarise(snapshot, pool, rescored))
         publish(self._client, snapshot, pool, rescored, on_stage=on_stage)
         self._store.serve(project.id, served.version)
         self._registry.prune(project.id, keep=self._settings.keep_versions, serving=served.version)

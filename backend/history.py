@@ -1,0 +1,180 @@
+"""What each version made of the pool, kept for the progress report after the version is gone.
+
+    history/<project id>/<version>.json
+
+Written where the queue is ordered, one small file per version whatever the size of the pool.
+The registry forgets old versions, the learning curve should not.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from backend.pool import Pool
+from backend.registry import Version
+from backend.rescoring import Rescored
+from backend.training_set import Snapshot
+from converters.durable import replacing
+
+UNCERTAINTY_BINS = 20
+# Source: Bloodgood and Vijay-Shanker 2009, section 3.1: a stop set of 2000 examples suffices.
+STOP_SET_SIZE = 2000
+# Enough to fill the report's gallery although the first of them are labelled meanwhile.
+FRONT_SIZE = 40
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedCell:
+    """One of the first cells of the queue; `predicted` is '' at cold start."""
+
+    task_id: int
+    uncertainty: float
+    predicted: str
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class VersionRecord:
+    """One version and its view of the pool.
+
+    Attributes:
+        version: name of the version.
+        created_at: ISO 8601, UTC.
+        classes: in the order of the class index.
+        n_labels: labels it was trained on.
+        metrics: of its hold-out, as the registry keeps them.
+        promoted: False where it was kept but never served.
+        n_open: readable tasks without a label.
+        uncertainty_counts: open tasks in each of UNCERTAINTY_BINS equal bins of [0, 1]; empty at
+            cold start.
+        stop_set: predicted class index by task id, of open tasks that are the same in every
+            version until they are labelled.
+        front: the first cells of the queue, in order.
+    """
+
+    version: str
+    created_at: str
+    classes: tuple[str, ...]
+    n_labels: int
+    metrics: dict[str, object]
+    promoted: bool = True
+    n_open: int = 0
+    uncertainty_counts: tuple[int, ...] = ()
+    stop_set: dict[int, int] = field(default_factory=dict)
+    front: tuple[QueuedCell, ...] = ()
+
+
+class History:
+    """Records below one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def write(self, project_id: int, record: VersionRecord) -> None:
+        """Store a record; one of the same version is replaced."""
+        target = self._folder / str(project_id) / f"{record.version}.json"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(target) as path:
+            path.write_text(json.dumps(asdict(record)))
+
+    def records(self, project_id: int, *, versions: Sequence[Version]) -> list[VersionRecord]:
+        """All records of a project, oldest first.
+
+        Args:
+            project_id: the project.
+            versions: of the registry; those without a record (never served, or stored before
+                records were kept) are told without their view of the pool.
+        """
+        found = {
+            record.version: record
+            for path in (self._folder / str(project_id)).glob("[!.]*.json")
+            if (record := _read(path)) is not None
+        }
+        for version in versions:
+            found.setdefault(version.version, _without_pool(version))
+        return sorted(found.values(), key=lambda record: (record.created_at, record.version))
+
+
+def summarise(snapshot: Snapshot, pool: Pool, rescored: Rescored) -> VersionRecord:
+    """The record of a version that has just ordered a pool."""
+    is_open = pool.is_readable & np.array(
+        [task.id not in snapshot.labels for task in pool.tasks], np.bool_
+    )
+    rows = np.flatnonzero(is_open)
+    predicted = rescored.predicted
+    counts: tuple[int, ...] = ()
+    if predicted is not None:
+        uncertainty = predicted.uncertainty[is_open]
+        histogram = np.histogram(uncertainty, bins=UNCERTAINTY_BINS, range=(0, 1))[0]
+        counts = tuple(int(count) for count in histogram)
+    front = rows[np.argsort(rescored.scores[rows], kind="stable")][:FRONT_SIZE]
+    known = _without_pool(rescored.version)
+    return VersionRecord(
+        version=known.version,
+        created_at=known.created_at,
+        classes=known.classes,
+        n_labels=known.n_labels,
+        metrics=known.metrics,
+        promoted=known.promoted,
+        n_open=len(rows),
+        uncertainty_counts=counts,
+        stop_set=_stop_set(pool, rescored, rows.tolist()),
+        front=tuple(_queued_cell(pool, rescored, int(row)) for row in front),
+    )
+
+
+def _stop_set(pool: Pool, rescored: Rescored, open_rows: Sequence[int]) -> dict[int, int]:
+    """Predicted class of the open tasks with the smallest digests, so that versions share them."""
+    if rescored.predicted is None:
+        return {}
+    rows = sorted(
+        open_rows,
+        key=lambda row: hashlib.blake2b(str(pool.tasks[row].id).encode()).digest(),
+    )
+    predicted = rescored.predicted.probabilities.argmax(axis=1)
+    return {pool.tasks[row].id: int(predicted[row]) for row in rows[:STOP_SET_SIZE]}
+
+
+def _queued_cell(pool: Pool, rescored: Rescored, row: int) -> QueuedCell:
+    predicted = rescored.predicted
+    if predicted is None:
+        return QueuedCell(pool.tasks[row].id, 1.0, "", 0.0)
+    class_idx = int(predicted.probabilities[row].argmax())
+    return QueuedCell(
+        pool.tasks[row].id,
+        float(predicted.uncertainty[row]),
+        rescored.version.classes[class_idx],
+        float(predicted.probabilities[row, class_idx]),
+    )
+
+
+def _without_pool(version: Version) -> VersionRecord:
+    return VersionRecord(
+        version=version.version,
+        created_at=version.created_at,
+        classes=tuple(version.classes),
+        n_labels=version.n_labels,
+        metrics=dict(version.metrics),
+        promoted=version.promoted,
+    )
+
+
+def _read(path: Path) -> VersionRecord | None:
+    """One record; None where the file is damaged, since a report may lack a point."""
+    try:
+        stored = json.loads(path.read_bytes())
+        return VersionRecord(
+            **stored
+            | {
+                "classes": tuple(stored["classes"]),
+                "uncertainty_counts": tuple(stored["uncertainty_counts"]),
+                "stop_set": {int(task): idx for task, idx in stored["stop_set"].items()},
+                "front": tuple(QueuedCell(**cell) for cell in stored["front"]),
+            }
+        )
+    except (ValueError, TypeError, KeyError):
+        return None
