@@ -4,6 +4,7 @@ Web requests write marks, the one job runner reads them. A mark is a row in SQLi
 burst of webhooks coalesces into one row and survives a crash of either side.
 """
 
+import json
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -39,6 +40,16 @@ CREATE TABLE IF NOT EXISTS jobs (
 CREATE INDEX IF NOT EXISTS jobs_by_project ON jobs (project_id, id);
 """
 
+# Columns that came after version 0.1.0; an older file gets them when it is opened.
+ADDED_COLUMNS = (
+    ("projects", "wanted_version", "TEXT"),  # a person chose it to be served
+    ("projects", "wanted_digest", "TEXT"),  # what decided heads when it was; NULL until served
+    ("projects", "n_tasks", "INTEGER"),  # size of the pool when it was last read
+    ("projects", "n_labels", "INTEGER"),  # labels in it then
+    ("jobs", "progressed_at", "REAL"),  # unix seconds; of the last sign of life
+    ("jobs", "stage_seconds", "TEXT NOT NULL DEFAULT '{}'"),  # JSON: kind of stage to duration
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Project:
@@ -55,6 +66,10 @@ class Project:
     forced: bool
     demanded: bool
     retry_at: float
+    wanted_version: str | None
+    wanted_digest: str | None
+    n_tasks: int | None
+    n_labels: int | None
 
     def is_due(self, now: float, *, quiet_seconds: float, max_new_labels: int) -> bool:
         """Whether the marks call for a job now: forced, enough labels, or a quiet period."""
@@ -77,6 +92,8 @@ class Job:
     model_version: str | None
     n_labels: int | None
     error: str | None
+    progressed_at: float | None
+    stage_seconds: dict[str, float]
 
     def as_json(self) -> dict[str, object]:
         """The job as `cellai status --json` shows it."""
@@ -92,6 +109,9 @@ class JobStore:
         with self._transaction() as connection:
             connection.execute("PRAGMA journal_mode=WAL")
             connection.executescript(SCHEMA)
+        with self._transaction() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            _add_columns(connection)
 
     def set_up(self, project_id: int, *, extra_params: str) -> None:
         """Remember a connected project; a new one, or new parameters, ask for a job at once."""
@@ -139,6 +159,36 @@ class JobStore:
             )
             return cursor.rowcount == 1
 
+    def want(self, project_id: int, version: str) -> bool:
+        """Ask for a stored version to be served, until a label changes; at once.
+
+        Returns:
+            Whether the project is known.
+        """
+        with self._transaction() as connection:
+            cursor = connection.execute(
+                "UPDATE projects SET wanted_version = ?, wanted_digest = NULL,"
+                " events = events + 1, forced = 1, retry_at = 0, last_event_at = ? WHERE id = ?",
+                (version, time.time(), project_id),
+            )
+            return cursor.rowcount == 1
+
+    def grant_wish(self, project: Project, digest: str) -> None:
+        """Record that the wanted version is served for what decides heads now."""
+        self._settle_wish(project, project.wanted_version, digest)
+
+    def drop_wish(self, project: Project) -> None:
+        """Forget the wanted version; a wish made meanwhile stays."""
+        self._settle_wish(project, None, None)
+
+    def counted(self, project_id: int, *, n_tasks: int, n_labels: int) -> None:
+        """Record the size of the pool and of its labelled part."""
+        with self._transaction() as connection:
+            connection.execute(
+                "UPDATE projects SET n_tasks = ?, n_labels = ? WHERE id = ?",
+                (n_tasks, n_labels, project_id),
+            )
+
     def projects(self) -> list[Project]:
         """All connected projects, the one that has waited longest first."""
         with self._transaction() as connection:
@@ -165,9 +215,11 @@ class JobStore:
                 "UPDATE projects SET new_labels = 0, forced = 0, demanded = 0 WHERE id = ?",
                 (project.id,),
             )
+            now = time.time()
             cursor = connection.execute(
-                "INSERT INTO jobs (project_id, state, started_at) VALUES (?, 'running', ?)",
-                (project.id, time.time()),
+                "INSERT INTO jobs (project_id, state, started_at, progressed_at)"
+                " VALUES (?, 'running', ?, ?)",
+                (project.id, now, now),
             )
             return int(cursor.lastrowid or 0)
 
@@ -179,8 +231,9 @@ class JobStore:
         model_version: str | None = None,
         n_labels: int | None = None,
     ) -> None:
-        """Record what a running job does now."""
+        """Record what a running job does now; its first word says which kind of stage it is."""
         with self._transaction() as connection:
+            _note_stage(connection, job_id)
             connection.execute(
                 "UPDATE jobs SET stage = ?, model_version = coalesce(?, model_version),"
                 " n_labels = coalesce(?, n_labels) WHERE id = ?",
@@ -194,6 +247,7 @@ class JobStore:
         """
         with self._transaction() as connection:
             if changed:
+                _note_stage(connection, job_id)
                 connection.execute(
                     "UPDATE jobs SET state = 'done', stage = '', finished_at = ? WHERE id = ?",
                     (time.time(), job_id),
@@ -207,6 +261,7 @@ class JobStore:
     def fail(self, job_id: int, project: Project, *, error: str, retry_seconds: float) -> None:
         """Close a job that failed; its marks stay and are tried again later."""
         with self._transaction() as connection:
+            _note_stage(connection, job_id)
             connection.execute(
                 "UPDATE jobs SET state = 'failed', error = ?, finished_at = ? WHERE id = ?",
                 (error, time.time(), job_id),
@@ -249,7 +304,23 @@ class JobStore:
                 "SELECT * FROM jobs WHERE project_id = ? ORDER BY id DESC LIMIT ?",
                 (project_id, limit),
             )
-            return [Job(**dict(row)) for row in rows]
+            return [_job(row) for row in rows]
+
+    def job_counts(self) -> dict[tuple[int, str], int]:
+        """Number of jobs by (project id, state)."""
+        with self._transaction() as connection:
+            rows = connection.execute(
+                "SELECT project_id, state, count(*) AS n FROM jobs GROUP BY project_id, state"
+            )
+            return {(row["project_id"], row["state"]): row["n"] for row in rows}
+
+    def _settle_wish(self, project: Project, version: str | None, digest: str | None) -> None:
+        with self._transaction() as connection:
+            connection.execute(
+                "UPDATE projects SET wanted_version = ?, wanted_digest = ?"
+                " WHERE id = ? AND wanted_version IS ? AND wanted_digest IS ?",
+                (version, digest, project.id, project.wanted_version, project.wanted_digest),
+            )
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -267,3 +338,31 @@ def _project(row: sqlite3.Row) -> Project:
     columns = dict(row)
     flags = {name: bool(columns[name]) for name in ("forced", "demanded")}
     return Project(**(columns | flags))
+
+
+def _job(row: sqlite3.Row) -> Job:
+    columns = dict(row)
+    return Job(**(columns | {"stage_seconds": json.loads(columns["stage_seconds"])}))
+
+
+def _add_columns(connection: sqlite3.Connection) -> None:
+    """Bring a file that an older version made up to date."""
+    for table, column, definition in ADDED_COLUMNS:
+        present = [row["name"] for row in connection.execute(f"PRAGMA table_info({table})")]
+        if column not in present:
+            connection.execute(f"ALTER TABLE {table} ADD COLUMN {column} {definition}")
+
+
+def _note_stage(connection: sqlite3.Connection, job_id: int) -> None:
+    """Add the time since the last note to the kind of stage that was noted then."""
+    job = connection.execute(
+        "SELECT stage, progressed_at, stage_seconds FROM jobs WHERE id = ?", (job_id,)
+    ).fetchone()
+    now = time.time()
+    seconds = json.loads(job["stage_seconds"])
+    if kind := job["stage"].partition(" ")[0]:
+        seconds[kind] = seconds.get(kind, 0.0) + now - (job["progressed_at"] or now)
+    connection.execute(
+        "UPDATE jobs SET progressed_at = ?, stage_seconds = ? WHERE id = ?",
+        (now, json.dumps(seconds), job_id),
+    )

@@ -11,6 +11,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -133,8 +134,15 @@ class Registry:
             )
         return safetensors.torch.load(payload)
 
-    def prune(self, project_id: int, *, keep: int, serving: str | None) -> None:
-        """Delete the oldest versions beyond `keep`; the serving one always stays."""
-        versions = [v.version for v in self.versions(project_id) if v.version != serving]
-        for version in versions[: max(0, len(versions) + 1 - keep)]:
+    def prune(self, project_id: int, *, keep: int, protected: Collection[str]) -> list[str]:
+        """Delete the oldest versions until `keep` are left, but none of the protected.
+
+        Returns:
+            The versions that were deleted.
+        """
+        versions = [v.version for v in self.versions(project_id)]
+        surplus = max(0, len(versions) - keep)
+        deleted = [version for version in versions if version not in protected][:surplus]
+        for version in deleted:
             shutil.rmtree(self._folder / str(project_id) / version)
+        return deleted

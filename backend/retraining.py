@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 
+from backend.errors import ModelNotFoundError
 from backend.head import Head
 from backend.history import History, summarise
 from backend.jobs import JobStore, Project
@@ -75,8 +76,11 @@ class Retraining:
         digest = snapshot.digest(
             parameters, trunk_id=self._features.trunk.trunk_id, seed=self._settings.seed
         )
-        version = None if project.demanded else self._stored(project.id, digest)
+        self._store.counted(project.id, n_tasks=len(snapshot.tasks), n_labels=len(snapshot.labels))
+        wanted = self._wanted(project, snapshot, digest)
+        version = None if project.demanded else wanted or self._stored(project.id, digest)
         if version is not None and self._is_served(project, version, snapshot, cards_version):
+            self._settle_wish(project, wanted, digest)
             return None
 
         pool = self._features.pool(
@@ -85,10 +89,12 @@ class Retraining:
             on_progress=lambda done, total: on_stage(f"computing features {done}/{total}"),
         )
         if version is None:
+            wanted = None
+            self._store.drop_wish(project)
             version = self._train(
                 project, snapshot, pool, parameters=parameters, digest=digest, on_stage=on_stage
             )
-        served = self._version_to_serve(project, version)
+        served = wanted or self._version_to_serve(project, version)
         self._store.progress(
             job_id, "ordering the queue", model_version=served.version, n_labels=served.n_labels
         )
@@ -103,7 +109,10 @@ class Retraining:
         self._history.write(project.id, summarise(snapshot, pool, rescored))
         publish(self._client, snapshot, pool, rescored, on_stage=on_stage)
         self._store.serve(project.id, served.version)
-        self._registry.prune(project.id, keep=self._settings.keep_versions, serving=served.version)
+        self._settle_wish(project, wanted, digest)
+        self._registry.prune(
+            project.id, keep=self._settings.keep_versions, protected={served.version}
+        )
         _log.info(
             "project %d: %s orders %d tasks (%d labels)",
             project.id,
@@ -124,11 +133,40 @@ class Retraining:
         versions = self._registry.versions(project_id)
         return versions[-1] if versions and versions[-1].labels_digest == digest else None
 
+    def _wanted(self, project: Project, snapshot: Snapshot, digest: str) -> Version | None:
+        """The version a person chose, as long as no label has changed since it was served."""
+        if project.wanted_version is None or project.wanted_digest not in {None, digest}:
+            return None
+        try:
+            version = self._registry.get(project.id, project.wanted_version)
+        except ModelNotFoundError as error:
+            _log.warning("%s", error)
+            return None
+        is_usable = (
+            version.classes == snapshot.label_config.classes
+            and version.trunk_id == self._features.trunk.trunk_id
+        )
+        if not is_usable:
+            _log.warning(
+                "project %d: %s was made for other classes or another trunk; it is not served",
+                project.id,
+                version.version,
+            )
+        return version if is_usable else None
+
+    def _settle_wish(self, project: Project, wanted: Version | None, digest: str) -> None:
+        """Keep a fulfilled wish until the digest changes; forget one that is over."""
+        if wanted is not None:
+            self._store.grant_wish(project, digest)
+        else:
+            self._store.drop_wish(project)
+
     def _is_served(
         self, project: Project, version: Version, snapshot: Snapshot, cards_version: str | None
     ) -> bool:
         """Whether Label Studio sorts all tasks by the version and the cards show it."""
-        name = version.version if version.promoted else project.serving_version
+        is_chosen = version.promoted or version.version == project.wanted_version
+        name = version.version if is_chosen else project.serving_version
         return (
             project.serving_version == name
             and snapshot.model_version == name

@@ -134,6 +134,9 @@ class Worker:
         else:
             self._store.finish(job_id, project, changed=served is not None)
             if served is not None:
+                # What was outdated may be what a person has chosen to serve again.
+                self._outdated = []
+                self._swept_for.pop(project.id, None)
                 self._cards.show(*served)
 
     def _write_cards(self) -> bool:
