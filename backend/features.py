@@ -24,11 +24,16 @@ FloatArray = NDArray[np.float32]
 HalfArray = NDArray[np.float16]
 UInt8Array = NDArray[np.uint8]
 
-# relu of conv3_3, conv4_3, conv5_3 in torchvision's numbering of `vgg16().features`
-TAPS: tuple[int, ...] = (15, 22, 29)
+# ReLU of conv3_3, conv4_3 and conv5_1 in torchvision's numbering of `vgg16().features`
+TAPS: tuple[int, ...] = (15, 22, 25)
 INPUT_PX = 96
 BATCH = 32
-TRANSFORM = "centre-96/imagenet/1"  # raise when the way from pixels to trunk input changes
+# A crop's cell is in its middle: maps are pooled with a Gaussian weight there, and in colour
+# pictures, which have no mask, what lies around is faded to the background. Parts of INPUT_PX.
+POOLING_SIGMA = 0.20
+FADING_SIGMA = 0.25
+AMPLITUDE_GAIN = 3.0
+TRANSFORM = "1"  # raise when the way from pixels to features changes
 
 # What the weights were trained with. Source: torchvision, VGG16_Weights.IMAGENET1K_V1
 _MEAN = (0.485, 0.456, 0.406)
@@ -37,11 +42,12 @@ _STD = (0.229, 0.224, 0.225)
 # Channels of `model_input` that make the trunk's three. For phase imaging they are phase,
 # amplitude and mask (see converters.rendering); for colour pictures red, green and blue.
 _CHANNELS: dict[str, tuple[int, int, int]] = {
-    "phase": (0, 0, 0),
-    "amplitude": (1, 1, 1),
+    "phase": (0, 0, 2),
+    "amplitude": (1, 1, 2),
     "both": (0, 1, 2),
     "rgb": (0, 1, 2),
 }
+_AMPLITUDE_PLACES = {"amplitude": slice(0, 2), "both": slice(1, 2)}
 MODES = tuple(_CHANNELS)
 
 
@@ -61,10 +67,9 @@ class Extracted:
 
 @dataclass(frozen=True, slots=True)
 class Readout:
-    """Where the pooled deepest tap lies in the feature vector: all Grad-CAM needs to know."""
+    """Where the mean of the deepest tap lies in the feature vector: all Grad-CAM needs."""
 
     mean: slice
-    spread: slice
 
 
 class Trunk:
@@ -91,15 +96,17 @@ class Trunk:
         self._precision = precision
         self._mean = torch.tensor(_MEAN, device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(_STD, device=device).view(1, 3, 1, 1)
+        self._fading = centre_weights(INPUT_PX, FADING_SIGMA).to(device)
         widths = [_width(layers, tap) for tap in TAPS]
         self.feature_dim = 2 * sum(widths)
-        deepest = widths[-1]
-        self.activation_shape = (deepest, INPUT_PX // 16, INPUT_PX // 16)
+        self.activation_shape = (widths[-1], INPUT_PX // 16, INPUT_PX // 16)
         self.readout = Readout(
-            mean=slice(self.feature_dim - 2 * deepest, self.feature_dim - deepest),
-            spread=slice(self.feature_dim - deepest, self.feature_dim),
+            slice(self.feature_dim - 2 * widths[-1], self.feature_dim - widths[-1])
         )
-        recipe = f"vgg16 {weights_digest} {TAPS} mean+spread {precision} {device.type} {TRANSFORM}"
+        recipe = (
+            f"vgg16 {weights_digest} taps {TAPS} input {INPUT_PX} pooling {POOLING_SIGMA} "
+            f"fading {FADING_SIGMA} gain {AMPLITUDE_GAIN} {precision} {device.type} {TRANSFORM}"
+        )
         self.trunk_id = hashlib.sha256(recipe.encode()).hexdigest()[:16]
 
     def extract(self, pixels: UInt8Array, *, mode: str) -> Extracted:
@@ -128,8 +135,15 @@ class Trunk:
     def _prepare(self, pixels: UInt8Array, mode: str) -> Tensor:
         """Trunk input (n, 3, INPUT_PX, INPUT_PX), normalised as for ImageNet."""
         channels = torch.from_numpy(pixels[..., list(_CHANNELS[mode])]).to(self._device)
-        scaled = fit_to_input(channels.permute(0, 3, 1, 2).float() / 255)
-        normalised = (scaled - self._mean) / self._std
+        seen = fit_to_input(channels.permute(0, 3, 1, 2).float() / 255)
+        if mode == "rgb":
+            background = border_median(seen)
+            seen = background + (seen - background) * self._fading
+        elif mode in _AMPLITUDE_PLACES:
+            amplitude = seen[:, _AMPLITUDE_PLACES[mode]]
+            contrast = AMPLITUDE_GAIN * (amplitude - border_median(amplitude))
+            seen[:, _AMPLITUDE_PLACES[mode]] = (0.5 + contrast).clamp(0, 1)
+        normalised = (seen - self._mean) / self._std
         return normalised.to(self._precision).contiguous(memory_format=torch.channels_last)
 
     @torch.inference_mode()
@@ -139,7 +153,7 @@ class Trunk:
         for index, layer in enumerate(self._layers):
             maps = layer(maps)
             if index in TAPS:
-                pooled.extend(mean_and_spread(maps))
+                pooled.extend(pooled_mean_and_spread(maps))
         return torch.cat(pooled, dim=1), maps
 
 
@@ -164,17 +178,51 @@ def fit_to_input(pixels: Tensor) -> Tensor:
     return functional.pad(pixels, (before, after, before, after), mode="replicate")
 
 
-def mean_and_spread(maps: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation over the pixels of each map.
+def border_median(pixels: Tensor) -> Tensor:
+    """Background of each channel: the median of the outermost pixels.
 
     Args:
-        maps: (n, C, h, w).
+        pixels: (n, c, S, S).
+
+    Returns:
+        (n, c, 1, 1).
+    """
+    rows, columns = pixels[:, :, [0, -1], :], pixels[:, :, :, [0, -1]]
+    ring = torch.cat([rows.flatten(2), columns.flatten(2)], dim=2)
+    return ring.median(dim=2).values[..., None, None]
+
+
+def centre_weights(size_px: int, sigma: float) -> Tensor:
+    """A Gaussian around the middle, highest value near one.
+
+    Args:
+        size_px: side of the square.
+        sigma: as a part of the side.
+
+    Returns:
+        float32 (size_px, size_px).
+    """
+    offset = (torch.arange(size_px) - (size_px - 1) / 2) / size_px
+    line = torch.exp(-(offset**2) / (2 * sigma**2))
+    return line[:, None] * line[None, :]
+
+
+def pooled_mean_and_spread(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each map, weighted towards the middle.
+
+    Args:
+        maps: (n, C, h, h).
 
     Returns:
         Two float32 tensors (n, C).
     """
-    variance, mean = torch.var_mean(maps.float(), dim=(2, 3), correction=0)
-    return mean, variance.sqrt()
+    weights = centre_weights(maps.shape[-1], POOLING_SIGMA).to(maps.device).flatten()
+    weights = weights / weights.sum()
+    values = maps.flatten(2).float()
+    mean = values @ weights
+    variance = (values - mean[..., None]).square() @ weights
+    # the small constant keeps the square root differentiable for maps that are all zero
+    return mean, (variance + 1e-6).sqrt()
 
 
 def load_trunk(weights: Path, *, device: str | None = None) -> Trunk:

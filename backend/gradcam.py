@@ -26,9 +26,9 @@ def gradcam(
     """Where each crop speaks for a class.
 
     The weight of a map is the mean gradient of the class score over its pixels. Through the
-    mean this is d score / d mean divided by the number of pixels; through the spread it is
-    zero, because the deviations from the mean sum to zero. So the gradient with respect to
-    the pooled means says all.
+    weighted mean this is d score / d mean divided by the number of pixels (the weights sum to
+    one); through the spread it is zero, because the weighted deviations from the mean sum to
+    zero. So the gradient with respect to the pooled means says all.
 
     Args:
         head: trained head.
