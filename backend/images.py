@@ -10,7 +10,7 @@ import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,8 +95,8 @@ class PictureReader:
         path = self.local_path(url)
         if path is not None:
             return path.read_bytes()
-        parts = urlsplit(url)
-        if not self._is_own(url) or not parts.path.startswith("/data/"):
+        served = unquote(urlsplit(url).path)
+        if not (self._is_own(url) and served.startswith("/data/") and ".." not in served):
             raise PredictionError(
                 f"The address {url[:200]!r} is not one of Label Studio's own pictures.",
                 hint="Import pictures through `cellai import`, uploads or local files.",

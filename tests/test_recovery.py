@@ -4,7 +4,6 @@ import os
 import signal
 from pathlib import Path
 
-import httpx
 import pytest
 from installation import Installation, OwnBackend, annotate, wait_until
 
@@ -58,36 +57,3 @@ def test_kill_in_training_loses_no_label(
         ]
         assert sorted(rows) == sorted(labels)
     client.close()
-
-
-def test_backend_asks_for_its_password_everywhere_but_health(backend: OwnBackend) -> None:
-    with backend.running():
-        url = backend.address.url
-        assert httpx.get(f"{url}/health").json() == {"status": "UP"}
-        for method, path in (
-            ("POST", "/setup"),
-            ("POST", "/predict"),
-            ("POST", "/webhook"),
-            ("GET", "/versions"),
-            ("GET", "/status"),
-            ("GET", "/ready"),
-        ):
-            assert httpx.request(method, url + path, json={}).status_code == 401
-            wrong = httpx.request(method, url + path, json={}, auth=("tester", "guess"))
-            assert wrong.status_code == 401
-
-
-@pytest.mark.parametrize("path", ["/setup", "/predict", "/webhook"])
-def test_malformed_bodies_get_one_sentence(backend: OwnBackend, path: str) -> None:
-    auth = (backend.address.user, backend.address.password)
-    with backend.running():
-        for body in (b"", b"[]", b"{", b'{"project": {}}', b'{"project": "x.1", "tasks": 3}'):
-            answer = httpx.post(
-                backend.address.url + path,
-                content=body,
-                headers={"Content-Type": "application/json"},
-                auth=auth,
-            )
-            assert answer.status_code == 400
-            assert set(answer.json()) == {"error", "hint"}
-            assert "Traceback" not in answer.text

@@ -1,0 +1,104 @@
+"""Marks coalesce, survive, and become due by the rules; failures are tried again."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from backend.jobs import JobStore, Project
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> JobStore:
+    return JobStore(tmp_path / "jobs.sqlite")
+
+
+def only(store: JobStore) -> Project:
+    (project,) = store.projects()
+    return project
+
+
+def is_due(store: JobStore, *, after_s: float = 0.0) -> bool:
+    return only(store).is_due(time.time() + after_s, quiet_seconds=10, max_new_labels=20)
+
+
+def handled(store: JobStore) -> None:
+    project = only(store)
+    store.finish(store.begin(project), project, changed=True)
+
+
+def test_new_project_is_due_at_once(store: JobStore) -> None:
+    store.set_up(7, extra_params="")
+    assert is_due(store)
+    handled(store)
+    assert not is_due(store, after_s=1000)
+
+
+def test_setting_up_again_changes_nothing_but_new_parameters_do(store: JobStore) -> None:
+    store.set_up(7, extra_params="")
+    handled(store)
+    store.set_up(7, extra_params="")
+    assert not is_due(store, after_s=1000)
+    store.set_up(7, extra_params='{"epochs": 3}')
+    assert is_due(store)
+
+
+def test_burst_waits_for_quiet_or_twenty_labels(store: JobStore) -> None:
+    store.set_up(7, extra_params="")
+    handled(store)
+    for _ in range(19):
+        store.mark(7, new_labels=1)
+    assert not is_due(store, after_s=5)
+    assert is_due(store, after_s=11)
+    store.mark(7, new_labels=1)
+    assert is_due(store)
+
+
+def test_demand_is_due_at_once_and_only_once(store: JobStore) -> None:
+    store.set_up(7, extra_params="")
+    handled(store)
+    store.mark(7, demanded=True)
+    assert is_due(store)
+    assert only(store).demanded
+    handled(store)
+    assert not only(store).demanded
+
+
+def test_mark_during_a_job_stays(store: JobStore) -> None:
+    store.set_up(7, extra_params="")
+    project = only(store)
+    job = store.begin(project)
+    store.mark(7, new_labels=1)
+    store.finish(job, project, changed=True)
+    assert is_due(store, after_s=11)
+
+
+def test_unknown_project_is_ignored(store: JobStore) -> None:
+    assert not store.mark(8, new_labels=1)
+    assert store.projects() == []
+
+
+def test_failed_job_is_tried_again_later(store: JobStore) -> None:
+    store.set_up(7, extra_params="")
+    project = only(store)
+    store.fail(store.begin(project), project, error="why", retry_seconds=15)
+    assert not is_due(store)
+    assert is_due(store, after_s=16)
+    assert store.jobs(7)[0].error == "why"
+
+
+def test_interrupted_job_runs_again_after_a_crash(store: JobStore, tmp_path: Path) -> None:
+    store.set_up(7, extra_params="")
+    store.begin(only(store))
+    reopened = JobStore(tmp_path / "jobs.sqlite")
+    reopened.interrupt_running()
+    assert is_due(reopened)
+    assert reopened.jobs(7)[0].state == "interrupted"
+
+
+def test_job_without_change_leaves_no_row(store: JobStore) -> None:
+    store.set_up(7, extra_params="")
+    project = only(store)
+    store.finish(store.begin(project), project, changed=False)
+    assert store.jobs(7) == []
+    assert not is_due(store, after_s=1000)
