@@ -121,7 +121,7 @@ class Launcher:
             CellAIError: a service keeps ending, or the model cannot be loaded.
         """
         url = self.connection_file.label_studio_url
-        self._wait_for(lambda: _answers(f"{url}/health"), LABEL_STUDIO)
+        self._wait_for(lambda: answers(f"{url}/health"), LABEL_STUDIO)
         self._connection = Connection(url, self.connection_file.api_key)
         self._connection.get("api/current-user/whoami")
         self._backend = BackendClient(self.connection_file.backend)
@@ -220,15 +220,7 @@ class Launcher:
         connection = self.connection_file
         self._children.start(
             LABEL_STUDIO,
-            [
-                str(Path(sys.executable).with_name("label-studio")),
-                "start",
-                "--no-browser",
-                "--internal-host",
-                "127.0.0.1",
-                "--port",
-                str(self._options.port),
-            ],
+            label_studio_command(self._options.port),
             LABEL_STUDIO_ENVIRONMENT
             | {
                 "LABEL_STUDIO_BASE_DATA_DIR": str(self._data_dir / "label-studio"),
@@ -267,7 +259,21 @@ class Launcher:
         self._say(f"{name} is up ({time.monotonic() - started:.0f} s)")
 
 
-def _answers(url: str) -> bool:
+def label_studio_command(port: int) -> list[str]:
+    """Command that starts Label Studio on this machine only."""
+    return [
+        str(Path(sys.executable).with_name("label-studio")),
+        "start",
+        "--no-browser",
+        "--internal-host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
+
+
+def answers(url: str) -> bool:
+    """Whether a GET of the address succeeds."""
     try:
         return httpx.get(url, timeout=5).is_success
     except httpx.HTTPError:

@@ -18,7 +18,7 @@ from installation import Installation, free_port, run_cellai, wait_until
 from converters.errors import UnreachableError
 from converters.label_config import TEMPLATE_PATH
 from converters.label_studio import Connection
-from converters.launcher import LABEL_STUDIO_ENVIRONMENT
+from converters.launcher import LABEL_STUDIO_ENVIRONMENT, label_studio_command
 from converters.project import create_project
 
 N_CELLS = 4
@@ -216,15 +216,7 @@ def guarded_label_studio(demo: Installation, tmp_path: Path) -> Iterator[Connect
         if "BANNED_SUBNETS" not in name
     }
     process = subprocess.Popen(
-        [
-            Path(sys.executable).with_name("label-studio"),
-            "start",
-            "--no-browser",
-            "--internal-host",
-            "127.0.0.1",
-            "--port",
-            str(port),
-        ],
+        label_studio_command(port),
         env=environment
         | {
             "LABEL_STUDIO_BASE_DATA_DIR": str(copy),

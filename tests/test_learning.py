@@ -23,6 +23,7 @@ BATCH = 20
 HELD_OUT_SHARE = 0.3
 
 
+@pytest.mark.timeout(1500)
 def test_macro_f1_after_300_queue_ordered_labels(
     backend: OwnBackend, demo: Installation, weights: Path, tmp_path: Path
 ) -> None:
@@ -32,7 +33,7 @@ def test_macro_f1_after_300_queue_ordered_labels(
     with h5py.File(pool) as file:
         truth = [label.decode() for label in file["label/ground_truth"][:]]
     client = BackendClient(backend.address)
-    with backend.running():
+    with backend.running(CELLAI_QUIET_SECONDS="60"):
         project_id = backend.import_source(pool)
         wait_until(
             lambda: client.queue_state(project_id).is_sorted, deadline_s=300, what="cold start"

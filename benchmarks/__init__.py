@@ -1,0 +1,1 @@
+"""Measurements of compute and learning, side by side in one run: `python -m benchmarks`."""

@@ -1,0 +1,78 @@
+"""How long a real Label Studio needs to import the predictions of a pool."""
+
+import secrets
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from backend.label_studio import LabelStudioClient
+from backend.prediction import prediction
+from converters.label_config import TEMPLATE_PATH, read_label_config
+from converters.label_studio import Connection
+from converters.launcher import LABEL_STUDIO_ENVIRONMENT, answers, label_studio_command
+from converters.processes import Children
+from converters.project import create_project
+
+START_DEADLINE_S = 300
+
+
+def import_seconds(n_predictions: int) -> float:
+    """Seconds of one import of `n_predictions` predictions into as many tasks, SQLite.
+
+    Raises:
+        TimeoutError: Label Studio did not start.
+    """
+    with _label_studio() as (url, api_key):
+        connection = Connection(url, api_key)
+        xml = TEMPLATE_PATH.read_text()
+        config = read_label_config(xml)
+        project_id = create_project(connection, title="benchmark", label_config=xml)
+        empty = dict.fromkeys(config.data_keys, "")
+        answer = connection.post(
+            f"api/projects/{project_id}/import",
+            [{"data": empty}] * n_predictions,
+            return_task_ids=True,
+        )
+        connection.close()
+        rows = [
+            prediction(task_id, config, None, score=0.5, model_version="cellai-0001")
+            for task_id in answer["task_ids"]
+        ]
+        client = LabelStudioClient(url, api_key)
+        started = time.perf_counter()
+        client.import_predictions(project_id, rows)
+        return time.perf_counter() - started
+
+
+@contextmanager
+def _label_studio() -> Iterator[tuple[str, str]]:
+    """A fresh Label Studio in a temporary folder; gives its address and a token."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    api_key = secrets.token_hex(20)
+    url = f"http://127.0.0.1:{port}"
+    with tempfile.TemporaryDirectory() as folder:
+        children = Children(Path(folder))
+        children.start(
+            "label-studio",
+            label_studio_command(port),
+            LABEL_STUDIO_ENVIRONMENT
+            | {
+                "LABEL_STUDIO_BASE_DATA_DIR": folder,
+                "LABEL_STUDIO_USERNAME": "benchmark@localhost.local",
+                "LABEL_STUDIO_PASSWORD": secrets.token_urlsafe(12),
+                "LABEL_STUDIO_USER_TOKEN": api_key,
+            },
+        )
+        try:
+            deadline = time.monotonic() + START_DEADLINE_S
+            while not answers(f"{url}/health"):
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"Label Studio did not start within {START_DEADLINE_S} s")
+                time.sleep(0.5)
+            yield url, api_key
+        finally:
+            children.stop()
