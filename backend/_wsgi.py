@@ -19,7 +19,7 @@ def create_app(settings: Settings) -> Flask:
     Args:
         settings: read from the environment by the caller.
     """
-    configure_logging(settings.log_level)
+    configure_logging(settings)
     app: Flask = init_app(CellClassifier, model_dir=str(settings.data_dir / "models"))
     install_routes(app, Service(settings))
     return app

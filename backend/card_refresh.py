@@ -97,7 +97,7 @@ class CardRefresh:
             try:
                 self._store(task, html)
             except (PredictionError, OSError) as error:  # one card must not stop the others
-                _log.warning("card of task %d: %s", task.id, error)
+                _log.warning("card of task %d: %s", task.id, error, extra={"task_id": task.id})
 
     def _render(
         self, backlog: _Backlog, tasks: Sequence[Task], rows: NDArray[np.intp]

@@ -6,7 +6,9 @@ CellAIError
   |   - PredictionError        one task cannot be predicted; never fails the batch
   |   - ParametersError        the project's extra parameters are wrong (HTTP 400)
   |   - ModelNotFoundError     the registry has no such version
+  |   - ModelIncompatibleError the version does not fit today's classes or trunk (HTTP 409)
   |   - ModelCorruptError      a stored version does not match its checksum
+  |   - UnknownProjectError    the backend is not connected to the project (HTTP 404)
   + TrainingError              the job fails, the serving version stays
       - SingleClassError       fewer than two classes have a label
       - DivergedError          the loss or a weight is not finite
@@ -37,6 +39,14 @@ class ModelNotFoundError(BackendError):
 
 class ModelCorruptError(BackendError):
     """A stored version does not match its checksum."""
+
+
+class ModelIncompatibleError(BackendError):
+    """A stored version was made for other classes or another trunk."""
+
+
+class UnknownProjectError(BackendError):
+    """The backend is not connected to the project."""
 
 
 class TrainingError(CellAIError):

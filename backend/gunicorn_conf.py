@@ -13,6 +13,7 @@ import time
 
 from filelock import FileLock
 
+from backend.logs import logging_config
 from backend.settings import Settings, read_settings
 
 _settings = read_settings()
@@ -23,7 +24,9 @@ workers = _settings.workers
 threads = _settings.threads
 worker_class = "gthread"
 timeout = 120
-graceful_timeout = 10
+# A stop lets the running requests end; a first prediction loads the trunk, which takes seconds.
+graceful_timeout = 25
+logconfig_dict = logging_config(_settings)
 accesslog = None
 control_socket_disable = True  # all instances of an account would share one path
 RESTART_SECONDS = 2.0

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from converters.errors import ImportRejectedError
-from converters.label_studio import Connection
+from converters.label_studio import TIMEOUT_S, Connection
 
 # Few large requests: Label Studio recounts the whole project after each (measured on 1.23.2:
 # 10,000 predictions take 6 s in one request, five times that in ten).
@@ -26,9 +26,17 @@ class LabelStudioClient:
     Every method raises the errors of `converters.label_studio.Connection.request`.
     """
 
-    def __init__(self, url: str, api_key: str) -> None:
+    def __init__(self, url: str, api_key: str, *, timeout_s: float = TIMEOUT_S) -> None:
         self.url = url.rstrip("/")
-        self._connection = Connection(url, api_key)
+        self._connection = Connection(url, api_key, timeout_s=timeout_s)
+
+    def check_access(self) -> None:
+        """Ask who we are; the answer is that Label Studio runs and takes the API key."""
+        self._connection.get("api/current-user/whoami")
+
+    def close(self) -> None:
+        """Close the sockets."""
+        self._connection.close()
 
     def project(self, project_id: int) -> dict[str, Any]:
         """The project as the API gives it."""

@@ -104,7 +104,7 @@ class FeatureReader:
         try:
             return self._pictures.identity(task.data)
         except PredictionError as error:
-            _log.warning("task %d: %s", task.id, error)
+            _log.warning("task %d: %s", task.id, error, extra={"task_id": task.id})
             return None
 
     def _extract(
@@ -133,7 +133,7 @@ class FeatureReader:
         try:
             return _square(self._pictures.read(task.data))
         except PredictionError as error:
-            _log.warning("task %d: %s", task.id, error)
+            _log.warning("task %d: %s", task.id, error, extra={"task_id": task.id})
             return None
 
 

@@ -7,14 +7,25 @@ among all projects. No request works: webhooks only mark a project, predictions 
 
 import hmac
 import logging
+import re
+import time
+import uuid
 from collections.abc import Callable
 from typing import Any
 
-from flask import Flask, Response, jsonify, request
+from flask import Flask, Response, g, jsonify, request
 from werkzeug.exceptions import HTTPException
 
-from backend.errors import ParametersError
+from backend.diagnosis import label_studio_problem
+from backend.errors import (
+    ModelIncompatibleError,
+    ModelNotFoundError,
+    ParametersError,
+    UnknownProjectError,
+)
+from backend.logs import add_context, start_context
 from backend.model import CellClassifier
+from backend.operator_routes import install_operator_routes
 from backend.service import Service
 from backend.worker import READY, STARTING, read_state
 from converters.errors import CellAIError
@@ -29,7 +40,16 @@ CHANGE_EVENTS = {
 }
 NEW_TASKS_EVENT = "TASKS_CREATED"
 DEMAND_EVENT = "START_TRAINING"
+STATUS_OF: dict[type[CellAIError], int] = {
+    ParametersError: 400,
+    ModelNotFoundError: 404,
+    UnknownProjectError: 404,
+    ModelIncompatibleError: 409,
+}
 MAX_BODY_BYTES = 256 * 1024 * 1024  # Label Studio sends whole selections to /predict
+
+REQUEST_ID = "X-Request-Id"
+POLLED = {"health", "ready", "status", "metrics"}
 
 _log = logging.getLogger(__name__)
 
@@ -49,14 +69,16 @@ def install_routes(app: Flask, service: Service) -> None:
         "health": health,
         "_train": _gone,
         "_is_training": _gone,
-        "metrics": _gone,
         "get_version": lambda: versions(service),
     }
     app.view_functions.update(views)
     app.add_url_rule("/versions", "versions", views["get_version"], methods=["GET"])
     app.add_url_rule("/ready", "ready", lambda: ready(service))
     app.add_url_rule("/status", "status", lambda: jsonify(service.status()))
+    install_operator_routes(app, service)
+    app.before_request(_begin)
     app.before_request(lambda: _authenticate(service))
+    app.after_request(_log_request)
     app.register_error_handler(CellAIError, _explain)
     app.register_error_handler(HTTPException, _describe)
     # The library answers the last three with the error's own text.
@@ -70,9 +92,12 @@ def health() -> Response:
 
 
 def ready(service: Service) -> tuple[Response, int]:
-    """Readiness: the job runner has its weights; 503 with the reason until then."""
+    """Readiness: the job runner has its weights and Label Studio answers; 503 until then."""
     state = read_state(service.settings.data_dir)
-    body = {"ready": state == READY, "failed": state not in {READY, STARTING}, "state": state}
+    failed = state not in {READY, STARTING}
+    if state == READY:
+        state = label_studio_problem(service.settings) or READY
+    body = {"ready": state == READY, "failed": failed, "state": state}
     return jsonify(body), 200 if state == READY else 503
 
 
@@ -141,6 +166,7 @@ def _project_id(value: object) -> int:
         raise ParametersError(
             f"`project` is {str(value)[:50]!r}, not a project id.", hint="Send Label Studio's body."
         )
+    add_context(project_id=int(number))
     return int(number)
 
 
@@ -150,6 +176,28 @@ def _text(extra_params: object) -> str:
             "The extra parameters are not text.", hint='Write JSON such as {"mode": "both"}.'
         )
     return extra_params
+
+
+def _begin() -> None:
+    """Give the request an id for the log: the caller's own if it is a plain word, else ours."""
+    given = request.headers.get(REQUEST_ID, "")
+    g.began = time.monotonic()
+    g.request_id = given if re.fullmatch(r"[\w.-]{1,64}", given) else uuid.uuid4().hex
+    start_context(request_id=g.request_id, **(request.view_args or {}))
+
+
+def _log_request(response: Response) -> Response:
+    """One record per request; those that poll the backend are left out unless asked for."""
+    response.headers[REQUEST_ID] = g.request_id
+    _log.log(
+        logging.DEBUG if request.endpoint in POLLED else logging.INFO,
+        "%s %s: %d in %.3f s",
+        request.method,
+        request.path,
+        response.status_code,
+        time.monotonic() - g.began,
+    )
+    return response
 
 
 def _authenticate(service: Service) -> Response | None:
@@ -173,7 +221,8 @@ def _explain(error: CellAIError) -> Response:
     response = jsonify({"error": error.message, "hint": error.hint})
     # Of a failed /setup Label Studio 1.23.2 shows the status line only, so the sentence is there.
     reason = error.message.encode("ascii", "ignore").decode()[:200].replace("\n", " ")
-    response.status = f"{400 if isinstance(error, ParametersError) else 500} {reason}"
+    status = next((s for kind, s in STATUS_OF.items() if isinstance(error, kind)), 500)
+    response.status = f"{status} {reason}"
     return response
 
 

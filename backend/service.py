@@ -21,7 +21,7 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.store = JobStore(settings.data_dir / "jobs.sqlite")
-        self._registry = Registry(settings.data_dir / "models")
+        self.registry = Registry(settings.data_dir / "models")
         self._features: FeatureReader | None = None
         self._heads: dict[int, tuple[str, Head]] = {}
         self._loading = threading.Lock()
@@ -45,7 +45,7 @@ class Service:
         project = self.store.project(project_id)
         if project is None or project.serving_version is None:
             return None
-        version = self._registry.get(project_id, project.serving_version)
+        version = self.registry.get(project_id, project.serving_version)
         return project, version, self._head(version)
 
     def features(self) -> FeatureReader:
@@ -64,7 +64,7 @@ class Service:
         names = (
             version.version
             for project in self.store.projects()
-            for version in self._registry.versions(project.id)
+            for version in self.registry.versions(project.id)
         )
         return sorted(set(names))
 
@@ -74,6 +74,7 @@ class Service:
             {
                 "project_id": project.id,
                 "model_version": project.serving_version,
+                "wanted_version": project.wanted_version,
                 "versions": [
                     {
                         "version": version.version,
@@ -83,7 +84,7 @@ class Service:
                         "promoted": version.promoted,
                         "created_at": version.created_at,
                     }
-                    for version in self._registry.versions(project.id)
+                    for version in self.registry.versions(project.id)
                 ],
                 "jobs": [job.as_json() for job in self.store.jobs(project.id)],
                 "waiting": project.events != project.handled,
@@ -99,6 +100,6 @@ class Service:
         kept = self._heads.get(version.project_id)
         if kept is not None and kept[0] == version.version:
             return kept[1]
-        head = Head.from_tensors(self._registry.tensors(version))
+        head = Head.from_tensors(self.registry.tensors(version))
         self._heads[version.project_id] = (version.version, head)
         return head

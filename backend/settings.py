@@ -82,6 +82,9 @@ class Settings(BaseSettings):
     basic_auth_user: str = Field("", description="user name asked for on every route but /health")
     basic_auth_password: SecretStr = Field(SecretStr(""), description="empty: no password asked")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="log level")
+    log_format: Literal["text", "json"] = Field(
+        "text", description="json: one object per line, with request, project and task ids"
+    )
 
     quiet_seconds: float = Field(10, ge=0, description="retrain after this long without a label")
     max_new_labels: int = Field(20, ge=1, description="retrain at once after so many new labels")

@@ -21,11 +21,12 @@ from backend.card_refresh import CardRefresh
 from backend.errors import BackendError
 from backend.jobs import JobStore, Project
 from backend.label_studio import LabelStudioClient
-from backend.logs import configure_logging
+from backend.logs import configure_logging, log_context
 from backend.pool import FeatureReader, load_feature_reader
 from backend.registry import Registry
 from backend.rescoring import outdated_predictions
 from backend.retraining import Retraining
+from backend.runner_record import describe_runner
 from backend.settings import Settings, read_settings
 from converters.durable import replacing
 from converters.errors import CellAIError, ProjectNotFoundError
@@ -110,6 +111,10 @@ class Worker:
         return False
 
     def _run_job(self, project: Project) -> None:
+        with log_context(project_id=project.id):
+            self._try_job(project)
+
+    def _try_job(self, project: Project) -> None:
         """Run one job; whatever goes wrong becomes the job's error and is tried again."""
         job_id = self._store.begin(project)
         try:
@@ -195,7 +200,7 @@ def main() -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         settings = read_settings()
-        configure_logging(settings.log_level)
+        configure_logging(settings)
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         with FileLock(settings.data_dir / "worker.lock", timeout=0):
             _work(settings)
@@ -222,6 +227,7 @@ def _work(settings: Settings) -> None:
         _log.error("%s", error)
         write_state(settings.data_dir, str(error))
         raise SystemExit(error.exit_code) from error
+    describe_runner(features.trunk.trunk_id).write(settings.data_dir)
     write_state(settings.data_dir, READY)
     worker = Worker(settings, features)
     signal.signal(signal.SIGTERM, worker.stop)

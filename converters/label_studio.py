@@ -28,11 +28,13 @@ class Connection:
     Args:
         url: address of Label Studio.
         api_key: personal access token or legacy token; both work.
+        timeout_s: of each request.
     """
 
-    def __init__(self, url: str, api_key: str) -> None:
+    def __init__(self, url: str, api_key: str, *, timeout_s: float = TIMEOUT_S) -> None:
         self.url = url.rstrip("/")
         self._api_key = api_key
+        self._timeout_s = timeout_s
         self._http: Any = None
 
     def get(self, path: str, **params: object) -> Any:
@@ -106,7 +108,7 @@ class Connection:
 
         if self._http is None:
             client = LabelStudio(  # type: ignore[no-untyped-call]  # untyped in the SDK
-                base_url=self.url, api_key=self._api_key, timeout=TIMEOUT_S
+                base_url=self.url, api_key=self._api_key, timeout=self._timeout_s
             )
             self._http = client._client_wrapper.httpx_client
         return self._http

@@ -1,0 +1,92 @@
+"""Facts about this backend that only it can see; `cellai doctor` judges them."""
+
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from backend.jobs import Job, JobStore
+from backend.label_studio import LabelStudioClient
+from backend.runner_record import read_runner
+from backend.settings import Settings
+from backend.worker import read_state
+from converters.errors import LabelStudioError
+
+ACCESS_TIMEOUT_S = 10.0
+
+
+def diagnose(settings: Settings, store: JobStore) -> dict[str, Any]:
+    """The facts, as JSON; nothing in it is secret."""
+    runner = read_runner(settings.data_dir)
+    return {
+        "label_studio": {
+            "url": settings.label_studio_url,
+            "problem": label_studio_problem(settings),
+        },
+        "runner": {
+            "state": read_state(settings.data_dir),
+            "is_alive": runner is not None and runner.is_alive,
+            "device": runner.device if runner else None,
+            "precision": runner.precision if runner else None,
+            "trunk_id": runner.trunk_id if runner else None,
+        },
+        "machine": {
+            "cores": len(os.sched_getaffinity(0)),
+            "memory_bytes": psutil.virtual_memory().total,
+        },
+        "disks": [_disk(folder) for folder in (settings.data_dir, settings.files_dir)],
+        "projects": [
+            {
+                "project_id": project.id,
+                "n_tasks": project.n_tasks,
+                "waiting_seconds": time.time() - project.last_event_at
+                if project.events != project.handled
+                else None,
+            }
+            | _jobs(store.jobs(project.id))
+            for project in store.projects()
+        ],
+    }
+
+
+def label_studio_problem(settings: Settings) -> str:
+    """Why Label Studio does not serve this backend, in a sentence; '' when it does."""
+    client = LabelStudioClient(
+        settings.label_studio_url,
+        settings.label_studio_api_key.get_secret_value(),
+        timeout_s=ACCESS_TIMEOUT_S,
+    )
+    try:
+        client.check_access()
+    except LabelStudioError as error:
+        return str(error)
+    finally:
+        client.close()
+    return ""
+
+
+def _jobs(jobs: list[Job]) -> dict[str, Any]:
+    """The running job's silence and the failures since the last success, newest job first."""
+    running = next((job for job in jobs if job.state == "running"), None)
+    failed = [job for job in jobs if job.state != "running"]
+    n_failures = next((row for row, job in enumerate(failed) if job.state != "failed"), len(failed))
+    return {
+        "stage": running.stage if running else None,
+        "silent_seconds": time.time() - (running.progressed_at or running.started_at)
+        if running
+        else None,
+        "failures": n_failures,
+        "error": failed[0].error if n_failures else None,
+    }
+
+
+def _disk(folder: Path) -> dict[str, Any]:
+    exists = folder.is_dir()
+    return {
+        "folder": str(folder),
+        "is_writable": exists and os.access(folder, os.W_OK),
+        "free_bytes": shutil.disk_usage(folder).free if exists else None,
+    }
