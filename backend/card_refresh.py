@@ -26,6 +26,7 @@ from converters.placeholder import render_placeholder, write_card
 BATCH = 32
 
 FloatArray = NDArray[np.float32]
+UInt8Array = NDArray[np.uint8]
 
 _log = logging.getLogger(__name__)
 
@@ -126,11 +127,12 @@ class CardRefresh:
     def _card(self, backlog: _Backlog, task: Task, heat: FloatArray | None, *, row: int) -> str:
         """One card; a placeholder where the picture cannot be read (no `heat` then)."""
         version, predicted = backlog.rescored.version, backlog.rescored.predicted
-        if heat is None or predicted is None:
+        cell = self._read(task)
+        if heat is None or predicted is None or cell is None:
             reason = "The picture of this cell cannot be read; import its source again."
             return render_placeholder(reason)
         return render_card(
-            cell=self._pictures.read(task.data, keys=DISPLAY_KEYS),
+            cell=cell,
             heat=heat,
             classes=backlog.snapshot.label_config.classes,
             probabilities=predicted.probabilities[row],
@@ -138,6 +140,14 @@ class CardRefresh:
             model_version=version.version,
             n_labels=version.n_labels,
         )
+
+    def _read(self, task: Task) -> UInt8Array | None:
+        """The picture that people see; None when it is gone."""
+        try:
+            return self._pictures.read(task.data, keys=DISPLAY_KEYS)
+        except PredictionError as error:
+            _log.warning("card of task %d: %s", task.id, error)
+            return None
 
     def _store(self, task: Task, html: str) -> None:
         """Replace the card file that the task names, if it lies in the shared folder."""
