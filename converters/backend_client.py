@@ -72,6 +72,31 @@ class BackendClient:
         """
         return list(self._request("GET", "/status").json())
 
+    def diagnosis(self) -> dict[str, Any]:
+        """Facts for `cellai doctor` that only the backend sees.
+
+        Raises:
+            CellAIError: the backend does not answer.
+        """
+        return dict(self._request("GET", "/diagnosis").json())
+
+    def train(self, project_id: int) -> None:
+        """Ask for a new version, even if no label is new."""
+        self._post("/webhook", {"action": "START_TRAINING", "project": {"id": project_id}})
+
+    def promote(self, project_id: int, version: str) -> dict[str, Any]:
+        """Ask for a stored version to be served."""
+        return dict(self._post(f"/projects/{project_id}/promote", {"version": version}).json())
+
+    def rollback(self, project_id: int) -> dict[str, Any]:
+        """Ask for the version before the serving one to be served."""
+        return dict(self._post(f"/projects/{project_id}/rollback", {}).json())
+
+    def prune(self, project_id: int, *, keep: int) -> list[str]:
+        """Delete the oldest versions; returns their names."""
+        answer = self._post(f"/projects/{project_id}/prune", {"keep": keep}).json()
+        return list(answer["deleted"])
+
     def queue_state(self, project_id: int) -> QueueState:
         """How far the project's queue is."""
         project = next((p for p in self.status() if p["project_id"] == project_id), None)
@@ -108,6 +133,9 @@ class BackendClient:
             answer = self._http.request(method, path, json=payload)
             answer.raise_for_status()
         except httpx.HTTPStatusError as error:
+            explained = _explained(error.response)
+            if explained is not None:
+                raise explained from error
             raise CellAIError(
                 f"The backend at {self._address.url} answered {error.response.status_code} to"
                 f" {path}.",
@@ -119,3 +147,11 @@ class BackendClient:
                 hint="Start it with `cellai up`, or correct the address.",
             ) from error
         return answer
+
+
+def _explained(answer: httpx.Response) -> CellAIError | None:
+    """The backend's own sentence about what was asked of it."""
+    if answer.status_code == 401 or "json" not in answer.headers.get("content-type", ""):
+        return None
+    body = answer.json()
+    return CellAIError(str(body["error"]), hint=str(body["hint"])) if body.get("hint") else None

@@ -95,13 +95,22 @@ def connect(stored: ConnectionFile | None, url: str, api_key: str) -> Connection
     Raises:
         ConfigurationError: the token is missing.
     """
-    if stored is not None:
-        return Connection(url or stored.label_studio_url, api_key or stored.api_key)
-    if not api_key:
+    address = url if stored is None else url or stored.label_studio_url
+    return Connection(address, needed_api_key(stored, api_key))
+
+
+def needed_api_key(stored: ConnectionFile | None, api_key: str) -> str:
+    """The token that the options name.
+
+    Raises:
+        ConfigurationError: they name none.
+    """
+    key = api_key or (stored.api_key if stored else "")
+    if not key:
         raise ConfigurationError(
             "--api-key is missing.", hint="Copy a token from Label Studio's account page."
         )
-    return Connection(url, api_key)
+    return key
 
 
 def backend_address(

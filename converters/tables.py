@@ -45,6 +45,26 @@ def status_table(projects: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
+def version_table(project: dict[str, Any]) -> Table:
+    """One line per stored version of `cellai models list`, the serving one marked."""
+    table = Table("version", "labels", "macro-F1", "made", "note")
+    for version in project["versions"]:
+        macro_f1 = version["metrics"].get("macro_f1")
+        notes = {
+            "serving": version["version"] == project["model_version"],
+            "wanted": version["version"] == project["wanted_version"],
+            "kept back: worse than the one before": not version["promoted"],
+        }
+        table.add_row(
+            version["version"],
+            str(version["n_labels"]),
+            "-" if macro_f1 is None else f"{macro_f1:.3f}",
+            version["created_at"][:16].replace("T", " "),
+            ", ".join(note for note, holds in notes.items() if holds),
+        )
+    return table
+
+
 def inspection_parts(inspection: Inspection) -> Iterator[RenderableType]:
     """A source as `cellai inspect` shows it."""
     yield f"[bold]{escape(inspection.source)}[/]"
