@@ -8,6 +8,7 @@ from label_studio_ml.api import init_app
 
 from backend.logs import configure_logging
 from backend.model import CellClassifier
+from backend.report_routes import install_report_routes
 from backend.routes import install_routes
 from backend.service import Service
 from backend.settings import Settings, read_settings
@@ -21,7 +22,9 @@ def create_app(settings: Settings) -> Flask:
     """
     configure_logging(settings)
     app: Flask = init_app(CellClassifier, model_dir=str(settings.data_dir / "models"))
-    install_routes(app, Service(settings))
+    service = Service(settings)
+    install_routes(app, service)
+    install_report_routes(app, service)
     return app
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from backend.images import DISPLAY_KEYS, picture_url
 from backend.pool import Pool
 from backend.registry import Version
 from backend.rescoring import Rescored
@@ -29,9 +30,14 @@ FRONT_SIZE = 40
 
 @dataclass(frozen=True, slots=True)
 class QueuedCell:
-    """One of the first cells of the queue; `predicted` is '' at cold start."""
+    """One of the first cells of the queue; `predicted` is '' at cold start.
+
+    `picture` and `card` are addresses as the task has them.
+    """
 
     task_id: int
+    picture: str
+    card: str
     uncertainty: float
     predicted: str
     probability: float
@@ -140,12 +146,15 @@ def _stop_set(pool: Pool, rescored: Rescored, open_rows: Sequence[int]) -> dict[
 
 
 def _queued_cell(pool: Pool, rescored: Rescored, row: int) -> QueuedCell:
-    predicted = rescored.predicted
+    task, predicted = pool.tasks[row], rescored.predicted
+    picture, card = picture_url(task.data, DISPLAY_KEYS), str(task.data.get("card") or "")
     if predicted is None:
-        return QueuedCell(pool.tasks[row].id, 1.0, "", 0.0)
+        return QueuedCell(task.id, picture, card, 1.0, "", 0.0)
     class_idx = int(predicted.probabilities[row].argmax())
     return QueuedCell(
-        pool.tasks[row].id,
+        task.id,
+        picture,
+        card,
         float(predicted.uncertainty[row]),
         rescored.version.classes[class_idx],
         float(predicted.probabilities[row, class_idx]),
