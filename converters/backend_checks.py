@@ -16,18 +16,21 @@ UNSEEN_SECONDS = 600.0
 LOG = "the backend's log says more (DATA_DIR/logs/backend.log of `cellai up`)"
 
 
-def check_backend(facts: Mapping[str, Any]) -> Iterator[Check]:
+def check_backend(facts: Mapping[str, Any], *, project_id: int | None = None) -> Iterator[Check]:
     """Checks of a backend that answers.
 
     Args:
         facts: JSON of its /diagnosis.
+        project_id: the project whose jobs are of interest; None for all.
     """
     yield _access(facts["label_studio"])
     yield from _runner(facts["runner"])
     yield _machine(facts["machine"], facts["runner"])
     for disk in facts["disks"]:
         yield _disk(disk)
-    yield from _jobs(facts["projects"])
+    for project in facts["projects"]:
+        if project_id in {None, project["project_id"]}:
+            yield _jobs(project)
 
 
 def _access(label_studio: Mapping[str, Any]) -> Check:
@@ -49,11 +52,7 @@ def _runner(runner: Mapping[str, Any]) -> Iterator[Check]:
     else:
         yield ok("Weights", f"loaded, trunk {runner['trunk_id']}")
     if state == "ready" and not runner["is_alive"]:
-        yield problem(
-            "Job runner",
-            "It is not running, so nothing is trained.",
-            f"Restart the backend; {LOG}.",
-        )
+        yield problem("Job runner", "It is not running.", f"Restart the backend; {LOG}.")
     elif runner["is_alive"]:
         yield ok("Job runner", "running")
 
@@ -93,27 +92,25 @@ def _disk(disk: Mapping[str, Any]) -> Check:
     return ok("Disk", found)
 
 
-def _jobs(projects: list[Mapping[str, Any]]) -> Iterator[Check]:
-    for project in projects:
-        name = f"Jobs of project {project['project_id']}"
-        silent, waiting = project["silent_seconds"], project["waiting_seconds"]
-        if silent is not None and silent > STUCK_SECONDS:
-            yield problem(
-                name,
-                f"The running job has been at {project['stage']!r} for {silent / 60:.0f} minutes.",
-                f"Restart the backend, the job goes on; {LOG}.",
-            )
-        elif project["failures"]:
-            yield problem(
-                name,
-                f"The last {project['failures']} failed: {project['error']}",
-                f"Remove the cause, it is tried again by itself; {LOG}.",
-            )
-        elif silent is None and waiting is not None and waiting > UNSEEN_SECONDS:
-            yield problem(
-                name,
-                f"Changes have waited for {waiting / 60:.0f} minutes.",
-                f"Restart the backend; {LOG}.",
-            )
-        else:
-            yield ok(name, f"running: {project['stage']}" if project["stage"] else "nothing stuck")
+def _jobs(project: Mapping[str, Any]) -> Check:
+    name = f"Jobs of project {project['project_id']}"
+    silent, waiting = project["silent_seconds"], project["waiting_seconds"]
+    if silent is not None and silent > STUCK_SECONDS:
+        return problem(
+            name,
+            f"The running job has been at {project['stage']!r} for {silent / 60:.0f} minutes.",
+            f"Restart the backend, the job goes on; {LOG}.",
+        )
+    if project["failures"]:
+        return problem(
+            name,
+            f"The last {project['failures']} failed: {project['error']}",
+            f"Remove the cause, it is tried again by itself; {LOG}.",
+        )
+    if silent is None and waiting is not None and waiting > UNSEEN_SECONDS:
+        return problem(
+            name,
+            f"Changes have waited for {waiting / 60:.0f} minutes.",
+            f"Restart the backend; {LOG}.",
+        )
+    return ok(name, f"running: {project['stage']}" if project["stage"] else "nothing stuck")

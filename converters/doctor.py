@@ -44,7 +44,7 @@ def examine(patient: Patient) -> Iterator[Check]:
         address = patient.backend
         if address is None and is_open and patient.project_id is not None:
             address = _connected_backend(connection, patient.project_id)
-        serving = yield from _backend(address)
+        serving = yield from _backend(address, patient.project_id)
         if not is_open:
             return
         if address is not None:
@@ -70,7 +70,9 @@ def _connected_backend(connection: Connection, project_id: int) -> BackendAddres
     return BackendAddress(url) if url else None
 
 
-def _backend(address: BackendAddress | None) -> Generator[Check, None, dict[int, str | None]]:
+def _backend(
+    address: BackendAddress | None, project_id: int | None
+) -> Generator[Check, None, dict[int, str | None]]:
     """Checks of the backend; returns the version that it serves per project."""
     if address is None:
         yield problem(
@@ -90,5 +92,5 @@ def _backend(address: BackendAddress | None) -> Generator[Check, None, dict[int,
     finally:
         client.close()
     yield ok("Backend", f"answers at {address.url}")
-    yield from check_backend(facts)
+    yield from check_backend(facts, project_id=project_id)
     return serving

@@ -1,6 +1,10 @@
 """Fixtures: one real Label Studio with backend for the session, real files, real weights."""
 
 import contextlib
+import os
+import shutil
+import sqlite3
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +18,12 @@ from installation import (
     run_cellai,
     shared_file,
     start_installation,
+    wait_until,
 )
 
+from converters.errors import UnreachableError
+from converters.label_studio import Connection
+from converters.launcher import LABEL_STUDIO_ENVIRONMENT, label_studio_command
 from converters.project import BackendAddress
 
 
@@ -58,3 +66,51 @@ def demo(tmp_path_factory: pytest.TempPathFactory, sample_file: Path) -> Iterato
 def backend(demo: Installation, weights: Path, tmp_path: Path) -> OwnBackend:
     address = BackendAddress(f"http://127.0.0.1:{free_port()}", "tester", "a secret")
     return OwnBackend(demo, tmp_path / "backend", weights, address)
+
+
+@pytest.fixture(scope="session")
+def guarded_label_studio(
+    demo: Installation, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Connection]:
+    """A second Label Studio on a copy of the database, with its own default address block."""
+    folder = tmp_path_factory.mktemp("guarded")
+    original = demo.data_dir / "label-studio"
+    copy = folder / "label-studio"
+    copy.mkdir()
+    shutil.copy(original / ".env", copy)
+    with (
+        contextlib.closing(sqlite3.connect(original / "label_studio.sqlite3")) as source,
+        contextlib.closing(sqlite3.connect(copy / "label_studio.sqlite3")) as target,
+    ):
+        source.backup(target)
+    port = free_port()
+    environment = {
+        name: value
+        for name, value in (os.environ | LABEL_STUDIO_ENVIRONMENT).items()
+        if "BANNED_SUBNETS" not in name
+    }
+    process = subprocess.Popen(
+        label_studio_command(port),
+        env=environment
+        | {
+            "LABEL_STUDIO_BASE_DATA_DIR": str(copy),
+            "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT": str(folder),
+        },
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    connection = Connection(f"http://127.0.0.1:{port}", demo.connection_file.api_key)
+
+    def is_up() -> bool:
+        try:
+            return connection.request("GET", "health").is_success
+        except UnreachableError:
+            return False
+
+    try:
+        wait_until(is_up, deadline_s=120, what="second Label Studio")
+        yield connection
+    finally:
+        connection.close()
+        process.terminate()
+        process.wait(30)

@@ -1,24 +1,19 @@
 """Bad input: one clear sentence, an exit code, nothing half-written."""
 
 import os
-import shutil
 import socket
-import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
-from installation import Installation, free_port, run_cellai, wait_until
+from installation import Installation, free_port, run_cellai
 
-from converters.errors import UnreachableError
 from converters.label_config import TEMPLATE_PATH
 from converters.label_studio import Connection
-from converters.launcher import LABEL_STUDIO_ENVIRONMENT, label_studio_command
 from converters.project import create_project
 
 N_CELLS = 4
@@ -195,51 +190,6 @@ def test_wrong_token(demo: Installation, tmp_path: Path) -> None:
     assert "refuses the API key" in answer.stderr
     assert "0" * 40 not in answer.stderr
     assert not (tmp_path / "files").exists()
-
-
-@pytest.fixture
-def guarded_label_studio(demo: Installation, tmp_path: Path) -> Iterator[Connection]:
-    """A second Label Studio on a copy of the database, with its own default address block."""
-    original = demo.data_dir / "label-studio"
-    copy = tmp_path / "label-studio"
-    copy.mkdir()
-    shutil.copy(original / ".env", copy)
-    with (
-        closing(sqlite3.connect(original / "label_studio.sqlite3")) as source,
-        closing(sqlite3.connect(copy / "label_studio.sqlite3")) as target,
-    ):
-        source.backup(target)
-    port = free_port()
-    environment = {
-        name: value
-        for name, value in (os.environ | LABEL_STUDIO_ENVIRONMENT).items()
-        if "BANNED_SUBNETS" not in name
-    }
-    process = subprocess.Popen(
-        label_studio_command(port),
-        env=environment
-        | {
-            "LABEL_STUDIO_BASE_DATA_DIR": str(copy),
-            "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT": str(tmp_path),
-        },
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    connection = Connection(f"http://127.0.0.1:{port}", demo.connection_file.api_key)
-
-    def is_up() -> bool:
-        try:
-            return connection.request("GET", "health").is_success
-        except UnreachableError:
-            return False
-
-    try:
-        wait_until(is_up, deadline_s=120, what="second Label Studio")
-        yield connection
-    finally:
-        connection.close()
-        process.terminate()
-        process.wait(30)
 
 
 @pytest.mark.label_studio
