@@ -72,6 +72,14 @@ class BackendClient:
         """
         return list(self._request("GET", "/status").json())
 
+    def report(self, project_id: int) -> str:
+        """The project's progress report as a page to be kept, HTML.
+
+        Raises:
+            CellAIError: the backend does not answer, or does not know the project.
+        """
+        return self._request("GET", f"/report/{project_id}?saved").text
+
     def diagnosis(self) -> dict[str, Any]:
         """Facts for `cellai doctor` that only the backend sees.
 

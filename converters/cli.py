@@ -36,13 +36,15 @@ from converters.cli_options import (
     backend_address,
     connect,
     console,
+    needed_backend,
     needed_project,
     out,
     stored_connection,
 )
-from converters.connection_file import FILE_NAME
+from converters.connection_file import FILE_NAME, read_connection
 from converters.crops import ReadOptions, plan_crops
-from converters.errors import CellAIError, ConfigurationError, UnknownLayoutError
+from converters.durable import replacing
+from converters.errors import CellAIError, ConfigurationError, OutputError, UnknownLayoutError
 from converters.export import export_labels
 from converters.inspection import inspect_source
 from converters.label_config import TEMPLATE_PATH, read_label_config, write_label_config
@@ -219,6 +221,30 @@ def export(
     console.print(f"{report.n_labels} labels in {report.csv}")
 
 
+@app.command()
+def report(
+    *,
+    out_file: Annotated[Path, typer.Option("--out", help="HTML file to write.")],
+    data_dir: DataDir = None,
+    project: ProjectId = None,
+    backend_url: BackendUrl = "",
+    backend_user: BackendUser = "",
+    backend_password: BackendPassword = "",
+) -> None:
+    """Write the progress report of a project as one HTML file that needs no other."""
+    stored = None if data_dir is None else read_connection(data_dir)
+    backend = needed_backend(stored, backend_url, backend_user, backend_password)
+    page = BackendClient(backend).report(needed_project(stored, project))
+    try:
+        with replacing(out_file) as path:
+            path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(
+            f"{out_file} cannot be written ({error.strerror}).", hint="Choose another folder."
+        ) from error
+    console.print(f"Wrote the progress report to {out_file}.")
+
+
 @app.command("inspect")
 def inspect_command(
     sources: Sources,
@@ -325,6 +351,9 @@ def _bring_up(
     console.print(f"The queue is sorted by {state.model_version} ({state.n_labels} labels).")
     out.print(f"\n  {launcher.labelling_url}", highlight=False)
     out.print(f"  login {connection.email}  password {connection.password}\n", highlight=False)
+    out.print(f"  {launcher.report_url}", highlight=False)
+    user, password = connection.backend_user, connection.backend_password
+    out.print(f"  login {user}  password {password}\n", highlight=False)
     console.print("Ctrl+C stops everything.")
     if open_browser:
         launcher.open_browser()

@@ -193,6 +193,11 @@ class Launcher:
             f"{self.connection_file.label_studio_url}/projects/{self._project_id()}/data?labeling=1"
         )
 
+    @property
+    def report_url(self) -> str:
+        """Page of the progress report, served by the backend."""
+        return f"{self.connection_file.backend_url}/report/{self._project_id()}"
+
     def open_browser(self) -> None:
         """Show the labelling page in the user's browser."""
         webbrowser.open(self.labelling_url)

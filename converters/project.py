@@ -14,6 +14,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from converters.crops import Crop, ReadOptions, count_labels, iter_crops, name_sources
 from converters.durable import replacing
@@ -39,6 +40,7 @@ ENCODERS = 2
 PAGE = 10_000
 BACKEND_TITLE = "CellAI"
 SAMPLING = "Uncertainty sampling"
+REPORT_LINE = "Progress report: "
 # What the backend needs to hear of; more would make imports slow (whole tasks are sent).
 WEBHOOK_ACTIONS = [
     "ANNOTATION_CREATED",
@@ -197,7 +199,7 @@ def import_sources(
 
 
 def connect_backend(connection: Connection, project_id: int, backend: BackendAddress) -> None:
-    """Attach the ML backend to a project, or correct an attachment; narrow its webhook.
+    """Attach the ML backend to a project, or correct an attachment; link the progress report.
 
     Raises:
         BlockedAddressError: Label Studio refuses the backend's address.
@@ -221,6 +223,7 @@ def connect_backend(connection: Connection, project_id: int, backend: BackendAdd
     elif attached[0]["url"].rstrip("/") != backend.url or backend.password:
         connection.patch(f"api/ml/{attached[0]['id']}", settings)
     _narrow_webhooks(connection, project_id, backend)
+    _link_report(connection, project_id, backend)
 
 
 def remember_sources(
@@ -359,6 +362,26 @@ def _import_tasks(connection: Connection, project_id: int, tasks: Sequence[dict[
             f"Label Studio created {answer['task_count']} of {len(tasks)} tasks.",
             hint="Run the same command again: it imports what is missing.",
         )
+
+
+def _link_report(connection: Connection, project_id: int, backend: BackendAddress) -> None:
+    """Name the report's address in an empty description; elsewhere only keep its port right.
+
+    A description of the user's own stays as it is, and so does an address on another host, which
+    browsers may need where Label Studio reaches the backend by an inner name.
+    """
+    address = f"{backend.url}/report/{project_id}"
+    described = connection.get(f"api/projects/{project_id}/")["description"] or ""
+    lines = [
+        REPORT_LINE + address
+        if line.startswith(REPORT_LINE)
+        and urlsplit(line.removeprefix(REPORT_LINE)).hostname == urlsplit(address).hostname
+        else line
+        for line in described.splitlines()
+    ]
+    text = "\n".join(lines) or REPORT_LINE + address
+    if text != described:
+        connection.patch(f"api/projects/{project_id}/", {"description": text})
 
 
 def _narrow_webhooks(connection: Connection, project_id: int, backend: BackendAddress) -> None:
