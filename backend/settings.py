@@ -1,7 +1,8 @@
 """Settings of the backend: read once from `CELLAI_*` variables, at the edge, then frozen.
 
 `ProjectParameters` are the ones a project may override in Label Studio's own field for a
-model's extra parameters.
+model's extra parameters. `python -m backend.settings` writes the table of all settings into the
+documents that show it.
 """
 
 import difflib
@@ -17,6 +18,7 @@ from backend.errors import ParametersError
 from converters.errors import ConfigurationError
 
 PREFIX = "CELLAI_"
+OWN = "a project may set its own"
 
 Mode = Literal["auto", "phase", "amplitude", "both", "rgb"]
 Acquisition = Literal["cellai", "entropy", "margin", "bald", "random"]
@@ -57,7 +59,9 @@ class ProjectParameters(BaseModel):
 class Settings(BaseSettings):
     """Settings of one backend process."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, populate_by_name=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, populate_by_name=True, env_ignore_empty=True
+    )
 
     label_studio_url: str = Field(
         "http://127.0.0.1:8080",
@@ -95,11 +99,17 @@ class Settings(BaseSettings):
     keep_versions: int = Field(20, ge=2, description="model versions kept per project")
     seed: int = Field(0, ge=0, description="seed of training, dropout masks and cold start")
 
-    mode: Mode = Field("auto", description="default of the project parameter")
-    acquisition: Acquisition = Field("cellai", description="default of the project parameter")
-    mc_passes: int = Field(50, ge=2, le=1000, description="default of the project parameter")
-    learning_rate: float | None = Field(None, gt=0, description="default of the project parameter")
-    epochs: int | None = Field(None, ge=1, description="default of the project parameter")
+    mode: Mode = Field("auto", description=f"what the model looks at; auto: all there is; {OWN}")
+    acquisition: Acquisition = Field("cellai", description=f"rule that orders the queue; {OWN}")
+    mc_passes: int = Field(
+        50, ge=2, le=1000, description=f"Monte-Carlo dropout passes for the uncertainty; {OWN}"
+    )
+    learning_rate: float | None = Field(
+        None, gt=0, le=1, description=f"of the training; empty: the head's default; {OWN}"
+    )
+    epochs: int | None = Field(
+        None, ge=1, le=10_000, description=f"of the training; empty: the head's default; {OWN}"
+    )
 
     def parameters(self, extra_params: str | None) -> ProjectParameters:
         """The project's own parameters over these defaults.
@@ -147,3 +157,9 @@ def _sentence(error: ValidationError) -> str:
         f"{'.'.join(map(str, problem['loc']))}: {problem['msg'].lower()}"
         for problem in error.errors(include_input=False, include_url=False)
     )
+
+
+if __name__ == "__main__":
+    from backend.settings_reference import write_documents
+
+    write_documents()
