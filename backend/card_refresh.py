@@ -20,7 +20,7 @@ from backend.label_studio import LabelStudioClient, Task
 from backend.pool import FeatureReader, Pool
 from backend.rescoring import Rescored
 from backend.settings import Settings
-from backend.training_set import Snapshot
+from backend.training_set import Snapshot, cards_name
 from converters.placeholder import render_placeholder, write_card
 
 BATCH = 32
@@ -67,7 +67,9 @@ class CardRefresh:
     def version(self, project_id: int) -> str | None:
         """Version that the project's cards are being rewritten to; None when none is waiting."""
         backlog = self._backlogs.get(project_id)
-        return None if backlog is None else backlog.rescored.version.version
+        if backlog is None:
+            return None
+        return cards_name(backlog.rescored.version.version, backlog.snapshot)
 
     def forget(self, project_id: int) -> None:
         """Drop what is left of a project."""
@@ -90,7 +92,7 @@ class CardRefresh:
             self._backlogs.move_to_end(project_id)
             return []
         del self._backlogs[project_id]
-        return [(project_id, backlog.rescored.version.version)]
+        return [(project_id, cards_name(backlog.rescored.version.version, backlog.snapshot))]
 
     def _write(self, backlog: _Backlog, rows: NDArray[np.intp]) -> None:
         tasks = [backlog.pool.tasks[row] for row in rows]
@@ -105,12 +107,15 @@ class CardRefresh:
     ) -> list[str]:
         version, predicted = backlog.rescored.version, backlog.rescored.predicted
         head = backlog.rescored.head
+        if backlog.snapshot.is_blind:
+            reason = "Blind labelling: what the model thinks is hidden in this project."
+            return [render_placeholder(reason, model_version=version.version)] * len(tasks)
         if head is None or predicted is None:
             reason = (
                 "No class is predicted yet: label cells of at least two classes. "
-                f"Until then typical cells of every kind come first ({version.version})."
+                "Until then typical cells of every kind come first."
             )
-            return [render_placeholder(reason)] * len(tasks)
+            return [render_placeholder(reason, model_version=version.version)] * len(tasks)
         activations, found = self._features.activations(tasks, mode=backlog.mode)
         heat = gradcam(
             head,
@@ -130,11 +135,11 @@ class CardRefresh:
         cell = self._read(task)
         if heat is None or predicted is None or cell is None:
             reason = "The picture of this cell cannot be read; import its source again."
-            return render_placeholder(reason)
+            return render_placeholder(reason, model_version=version.version)
         return render_card(
             cell=cell,
             heat=heat,
-            classes=backlog.snapshot.label_config.classes,
+            classes=backlog.snapshot.label_config.titles,
             probabilities=predicted.probabilities[row],
             uncertainty=float(predicted.uncertainty[row]),
             model_version=version.version,

@@ -22,7 +22,7 @@ from backend.registry import Registry, Version
 from backend.rescoring import Rescored, next_version_name, publish, rescore
 from backend.settings import ProjectParameters, Settings
 from backend.training import TrainingSettings, fit
-from backend.training_set import Snapshot, SnapshotReader
+from backend.training_set import Snapshot, SnapshotReader, cards_name
 
 # Below this many hold-out labels two macro-F1 values cannot be told apart.
 MIN_HOLDOUT_TO_COMPARE = 50
@@ -170,7 +170,7 @@ class Retraining:
         return (
             project.serving_version == name
             and snapshot.model_version == name
-            and cards_version == name
+            and cards_version == cards_name(name, snapshot)
             and self._client.model_versions(project.id).get(name) == len(snapshot.tasks)
         )
 

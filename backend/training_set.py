@@ -28,6 +28,8 @@ class Snapshot:
         tasks: all tasks, ascending by id.
         labels: class index by task id, for every task with a usable annotation.
         model_version: the version that Label Studio sorts by now; '' for none.
+        is_blind: annotators are not to see what the model thinks (the project's predictions
+            are hidden), so the cards must not tell either.
     """
 
     project_id: int
@@ -35,6 +37,7 @@ class Snapshot:
     tasks: Sequence[Task]
     labels: dict[int, int]
     model_version: str
+    is_blind: bool = False
 
     def digest(self, parameters: ProjectParameters, *, trunk_id: str, seed: int) -> str:
         """Identify everything that decides the head: equal digests give equal heads."""
@@ -51,6 +54,11 @@ class Snapshot:
     def can_train(self) -> bool:
         """Whether at least two classes have a label."""
         return len(set(self.labels.values())) >= 2
+
+
+def cards_name(version: str, snapshot: Snapshot) -> str:
+    """What cards show: the version, and whether it is hidden from blind annotators."""
+    return f"{version} (blind)" if snapshot.is_blind else version
 
 
 class SnapshotReader:
@@ -75,6 +83,7 @@ class SnapshotReader:
             tasks=self._read_tasks(project_id, expected=int(project["task_number"])),
             labels=self._read_labels(project_id, label_config),
             model_version=project["model_version"] or "",
+            is_blind=not project["show_collab_predictions"],
         )
 
     def _read_tasks(self, project_id: int, *, expected: int) -> list[Task]:

@@ -29,6 +29,7 @@ from converters.project import (
     create_project,
     import_sources,
 )
+from converters.screen import EDITOR_KEYMAP
 
 LABEL_STUDIO = "label-studio"
 BACKEND = "backend"
@@ -42,6 +43,7 @@ LABEL_STUDIO_ENVIRONMENT = {
     # The backend listens on this machine; only the cloud's metadata address stays blocked.
     "USE_DEFAULT_BANNED_SUBNETS": "false",
     "USER_ADDITIONAL_BANNED_SUBNETS": "169.254.0.0/16",
+    "EDITOR_KEYMAP": EDITOR_KEYMAP,
     # No telemetry, no version check: a laboratory machine may have no way out.
     "SENTRY_DSN": "",
     "FRONTEND_SENTRY_DSN": "",

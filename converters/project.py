@@ -32,6 +32,7 @@ from converters.label_studio import Connection
 from converters.placeholder import render_placeholder, write_card
 from converters.problems import Problems
 from converters.rendering import encode_png
+from converters.screen import data_manager_tabs
 from converters.source import fingerprint
 from converters.tasks import TaskPaths, annotation, pictures, task_data
 
@@ -94,7 +95,11 @@ class ImportReport:
 
 
 def create_project(connection: Connection, *, title: str, label_config: str) -> int:
-    """Create a project that serves the lowest score first; returns its id."""
+    """Create a project that serves the lowest score first, with tabs to match; returns its id.
+
+    The tabs must be there before anybody opens the project: Label Studio would add a default
+    one, whose order a link to the labelling page would follow instead of the score.
+    """
     project = connection.post(
         "api/projects/",
         {
@@ -106,6 +111,8 @@ def create_project(connection: Connection, *, title: str, label_config: str) -> 
             "maximum_annotations": 1,
         },
     )
+    for tab in data_manager_tabs(read_label_config(label_config)):
+        connection.post("api/dm/views/", {"project": project["id"], "data": tab})
     return int(project["id"])
 
 

@@ -82,7 +82,7 @@ def task_data(crop: Crop, paths: TaskPaths, kinds: set[str]) -> dict[str, Any]:
         "group": crop.group,
         "bbox": list(crop.bbox),
         "area_px": crop.area_px,
-        "flags": list(crop.flags),
+        "flags": ", ".join(crop.flags),  # a list would be shown with its brackets
         "crop_id": crop.crop_id,
         "rendering": RENDERING,
     }

@@ -23,7 +23,6 @@ from converters.label_config import TEMPLATE_PATH, LabelConfig, read_label_confi
 from converters.label_studio import Connection
 from converters.placeholder import write_card
 from converters.project import ImportOptions, create_project, import_sources
-from converters.screen import data_manager_tabs
 
 pytestmark = [pytest.mark.browser, pytest.mark.label_studio]
 
@@ -110,9 +109,6 @@ def labelled(demo: Installation, sample_file: Path) -> Labelled:
     xml = TEMPLATE_PATH.read_text(encoding="utf-8")
     project_id = create_project(connection, title="Labelling page", label_config=xml)
     config = read_label_config(xml)
-    if not connection.get("api/dm/views/", project=project_id):
-        for tab in data_manager_tabs(config):
-            connection.post("api/dm/views/", {"project": project_id, "data": tab})
     import_sources(
         connection,
         project_id,
