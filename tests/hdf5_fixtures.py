@@ -1,4 +1,4 @@
-"""Files of cells for the converter tests."""
+"""Fixtures: files of cells for the converter tests."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 WriteHdf5 = Callable[..., Path]
 

