@@ -15,9 +15,8 @@ from torch import Generator, Tensor
 
 FloatArray = NDArray[np.float32]
 
-INPUT_DROPOUT = 0.5
-HIDDEN_DROPOUT = 0.5
-HIDDEN_UNITS = 256
+DROPOUT = 0.5  # chance of a feature or hidden unit to be dropped
+HIDDEN_UNITS = 128
 _BLOCK = 2048  # crops per matrix product; bounds the memory of a pass
 
 
@@ -61,6 +60,10 @@ class Head:
         """The same head at another temperature."""
         return replace(self, temperature=torch.tensor(temperature))
 
+    def detached(self) -> "Head":
+        """The same head, no longer part of a gradient."""
+        return Head(**{name: tensor.detach() for name, tensor in self.to_tensors().items()})
+
     def to_tensors(self) -> dict[str, Tensor]:
         """The head by name, for a safetensors file."""
         return {name: getattr(self, name).contiguous() for name in self.__slots__}
@@ -98,8 +101,8 @@ def draw_masks(n_inputs: int, n_hidden: int, *, passes: int, seed: int) -> list[
     generator = Generator().manual_seed(seed)
     return [
         DropoutMask(
-            torch.nonzero(torch.rand(n_inputs, generator=generator) >= INPUT_DROPOUT).flatten(),
-            torch.nonzero(torch.rand(n_hidden, generator=generator) >= HIDDEN_DROPOUT).flatten(),
+            torch.nonzero(torch.rand(n_inputs, generator=generator) >= DROPOUT).flatten(),
+            torch.nonzero(torch.rand(n_hidden, generator=generator) >= DROPOUT).flatten(),
         )
         for _ in range(passes)
     ]
@@ -116,10 +119,10 @@ def masked_logits(head: Head, standardised: Tensor, mask: DropoutMask) -> Tensor
     Returns:
         (N, K), equal to those of dense layers with the dropped units set to zero.
     """
-    kept_inputs = standardised.index_select(1, mask.inputs) / (1 - INPUT_DROPOUT)
+    kept_inputs = standardised.index_select(1, mask.inputs) / (1 - DROPOUT)
     weight = head.hidden_weight.index_select(0, mask.inputs).index_select(1, mask.hidden)
     hidden = torch.relu(kept_inputs @ weight + head.hidden_bias[mask.hidden])
-    hidden = hidden / (1 - HIDDEN_DROPOUT)
+    hidden = hidden / (1 - DROPOUT)
     return (hidden @ head.class_weight[mask.hidden] + head.class_bias) / head.temperature
 
 
@@ -164,21 +167,27 @@ def probabilities(head: Head, features: FloatArray) -> FloatArray:
     return torch.softmax(head.logits(torch.from_numpy(features)), dim=1).numpy()
 
 
-def fresh_head(mean: Tensor, scale: Tensor, *, n_classes: int, generator: Generator) -> Head:
+def fresh_head(mean: Tensor, scale: Tensor, *, n_classes: int, rng: np.random.Generator) -> Head:
     """An untrained head: He initialisation, no temperature.
+
+    Args:
+        mean: (D,) of the features.
+        scale: (D,) inverse spread of the features.
+        n_classes: K.
+        rng: draws the weights.
 
     Source:
         He et al. 2015, "Delving Deep into Rectifiers", eq. 10, arXiv:1502.01852.
     """
     n_inputs = mean.shape[0]
-    hidden = torch.randn(n_inputs, HIDDEN_UNITS, generator=generator) * math.sqrt(2 / n_inputs)
-    classes = torch.randn(HIDDEN_UNITS, n_classes, generator=generator)
+    hidden = rng.standard_normal((n_inputs, HIDDEN_UNITS), np.float32) * math.sqrt(2 / n_inputs)
+    classes = rng.standard_normal((HIDDEN_UNITS, n_classes), np.float32) / math.sqrt(HIDDEN_UNITS)
     return Head(
         mean=mean,
         scale=scale,
-        hidden_weight=hidden,
+        hidden_weight=torch.from_numpy(hidden.astype(np.float32)),
         hidden_bias=torch.zeros(HIDDEN_UNITS),
-        class_weight=classes * math.sqrt(1 / HIDDEN_UNITS),
+        class_weight=torch.from_numpy(classes.astype(np.float32)),
         class_bias=torch.zeros(n_classes),
         temperature=torch.tensor(1.0),
     )

@@ -1,100 +1,117 @@
-"""The backend's state in the Prometheus text format, version 0.0.4.
+"""Hold-out probabilities to the metrics that a version records: quality, spread, calibration."""
 
-Written by hand: a dozen gauges that are read from the job store at each scrape need no client
-library, whose counters live in one process while the backend has several.
+from collections.abc import Sequence
 
-Source: https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format
-"""
+import numpy as np
+from numpy.typing import NDArray
 
-import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+FloatArray = NDArray[np.float32]
+Float64Array = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+Metric = float | int | list[float | None] | list[list[int]] | list[list[float]] | None
 
-from backend.jobs import JobStore, Project
-from backend.registry import Registry, Version
-from backend.runner_record import read_runner
-from backend.settings import Settings
-
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-
-HELP = {
-    "cellai_jobs": "Jobs by state, since the job store was made.",
-    "cellai_waiting": "1 while changes of a project wait for a job.",
-    "cellai_pool_tasks": "Tasks of a project when a job last read it.",
-    "cellai_labels": "Labelled tasks of a project when a job last read it.",
-    "cellai_learned_labels": "Labels that the serving version was trained on.",
-    "cellai_versions": "Stored model versions of a project.",
-    "cellai_serving_version_age_seconds": "Time since the serving version was made.",
-    "cellai_macro_f1": "Hold-out macro-F1 of the serving version.",
-    "cellai_stage_seconds": "Duration of each kind of stage of the last finished job.",
-    "cellai_runner_up": "1 while the job runner has its model and runs.",
-    "cellai_disk_free_bytes": "Free space on the disk of a folder.",
-}
+BOOTSTRAPS = 200
+CALIBRATION_BINS = 10
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One value of one metric."""
+def holdout_metrics(
+    probabilities: FloatArray, labels: IntArray, groups: Sequence[str], *, seed: int
+) -> dict[str, Metric]:
+    """Metrics of a hold-out; `Fitted.metrics` names them.
 
-    name: str
-    value: float
-    labels: Mapping[str, str] = field(default_factory=dict)
-
-
-def render_metrics(settings: Settings, store: JobStore, registry: Registry) -> str:
-    """All metrics of this backend, each with its HELP and TYPE lines."""
-    samples = list(_samples(settings, store, registry))
-    lines = []
-    for name, text in HELP.items():
-        lines += [f"# HELP {name} {text}", f"# TYPE {name} gauge"]
-        lines += [_line(sample) for sample in samples if sample.name == name]
-    return "\n".join(lines) + "\n"
-
-
-def _samples(settings: Settings, store: JobStore, registry: Registry) -> Iterator[Sample]:
-    for (project_id, state), n_jobs in store.job_counts().items():
-        yield Sample("cellai_jobs", n_jobs, {"project": str(project_id), "state": state})
-    for project in store.projects():
-        yield from _project_samples(project, registry.versions(project.id))
-        yield from _stage_samples(project, store)
-    runner = read_runner(settings.data_dir)
-    yield Sample("cellai_runner_up", float(runner is not None and runner.is_alive))
-    for folder in (settings.data_dir, settings.files_dir):
-        if folder.exists():
-            free = shutil.disk_usage(folder).free
-            yield Sample("cellai_disk_free_bytes", free, {"folder": str(folder)})
+    Args:
+        probabilities: (N, K).
+        labels: (N,).
+        groups: of each crop; the bootstrap draws whole groups.
+        seed: of the bootstrap.
+    """
+    n_classes = probabilities.shape[1]
+    predicted = probabilities.argmax(axis=1)
+    pairs = labels * n_classes + predicted
+    confusion = np.bincount(pairs, minlength=n_classes**2).reshape(n_classes, n_classes)
+    support, called, hits = confusion.sum(axis=1), confusion.sum(axis=0), np.diag(confusion)
+    return {
+        "macro_f1": float(macro_f1(confusion)),
+        "macro_f1_se": _bootstrap_error(pairs, groups, n_classes=n_classes, seed=seed),
+        "balanced_accuracy": float(np.mean(hits[support > 0] / support[support > 0])),
+        "accuracy": float(hits.sum() / len(labels)),
+        "precision": _ratios(hits, called),
+        "recall": _ratios(hits, support),
+        "confusion": [[int(count) for count in row] for row in confusion],
+        "ece": expected_calibration_error(probabilities, labels),
+        "brier": brier_score(probabilities, labels),
+        "reliability": reliability(probabilities, labels),
+    }
 
 
-def _project_samples(project: Project, versions: list[Version]) -> Iterator[Sample]:
-    labels = {"project": str(project.id)}
-    yield Sample("cellai_waiting", float(project.events != project.handled), labels)
-    yield Sample("cellai_pool_tasks", project.n_tasks or 0, labels)
-    yield Sample("cellai_labels", project.n_labels or 0, labels)
-    yield Sample("cellai_versions", len(versions), labels)
-    serving = next((v for v in versions if v.version == project.serving_version), None)
-    if serving is None:
-        return
-    labels = labels | {"version": serving.version}
-    age = datetime.now(UTC) - datetime.fromisoformat(serving.created_at)
-    yield Sample("cellai_serving_version_age_seconds", age.total_seconds(), labels)
-    yield Sample("cellai_learned_labels", serving.n_labels, labels)
-    macro_f1 = serving.metrics.get("macro_f1")
-    if isinstance(macro_f1, float):
-        yield Sample("cellai_macro_f1", macro_f1, labels)
+def macro_f1(confusion: NDArray[np.int64] | Float64Array) -> Float64Array:
+    """Mean F1 of the classes that have a label.
+
+    Args:
+        confusion: (..., K, K), rows: label, columns: prediction.
+
+    Returns:
+        (...) in [0, 1].
+    """
+    hits = np.diagonal(confusion, axis1=-2, axis2=-1)
+    support, called = confusion.sum(axis=-1), confusion.sum(axis=-2)
+    present = support > 0
+    f1 = 2 * hits / np.maximum(support + called, 1)
+    return np.asarray((f1 * present).sum(axis=-1) / np.maximum(present.sum(axis=-1), 1))
 
 
-def _stage_samples(project: Project, store: JobStore) -> Iterator[Sample]:
-    done = next((job for job in store.jobs(project.id) if job.state == "done"), None)
-    for stage, seconds in (done.stage_seconds if done else {}).items():
-        yield Sample("cellai_stage_seconds", seconds, {"project": str(project.id), "stage": stage})
+def expected_calibration_error(probabilities: FloatArray, labels: IntArray) -> float:
+    """Mean gap between confidence and accuracy over ten equal bins of confidence.
+
+    Source:
+        Guo et al. 2017, eq. 3, arXiv:1706.04599.
+    """
+    rows = np.array(reliability(probabilities, labels))
+    return float((rows[:, 0] * np.abs(rows[:, 1] - rows[:, 2])).sum() / len(labels))
 
 
-def _line(sample: Sample) -> str:
-    labels = ",".join(f'{name}="{_escaped(value)}"' for name, value in sample.labels.items())
-    braces = f"{{{labels}}}" if labels else ""
-    return f"{sample.name}{braces} {sample.value:.15g}"
+def reliability(probabilities: FloatArray, labels: IntArray) -> list[list[float]]:
+    """Confidence against accuracy, one row for each bin of confidence that has a crop.
+
+    Args:
+        probabilities: (N, K).
+        labels: (N,).
+
+    Returns:
+        Rows [number of crops, mean confidence, accuracy], confidence ascending.
+
+    Source:
+        Guo et al. 2017, section 2 (reliability diagrams), arXiv:1706.04599.
+    """
+    confidence = probabilities.max(axis=1).astype(np.float64)
+    correct = probabilities.argmax(axis=1) == labels
+    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    return [
+        [float(chosen.sum()), float(confidence[chosen].mean()), float(correct[chosen].mean())]
+        for chosen in (bins == index for index in np.unique(bins))
+    ]
 
 
-def _escaped(value: str) -> str:
-    return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+def brier_score(probabilities: FloatArray, labels: IntArray) -> float:
+    """Mean squared distance of the probabilities from the one-hot label, in [0, 2].
+
+    Source:
+        Brier 1950, "Verification of forecasts expressed in terms of probability", eq. 2.
+    """
+    truth = np.eye(probabilities.shape[1])[labels]
+    return float(((probabilities - truth) ** 2).sum(axis=1).mean())
+
+
+def _bootstrap_error(pairs: IntArray, groups: Sequence[str], *, n_classes: int, seed: int) -> float:
+    """Standard error of macro-F1 when whole groups are drawn with replacement."""
+    names, group_idx = np.unique(np.asarray(groups), return_inverse=True)
+    per_group = np.zeros((len(names), n_classes**2))
+    np.add.at(per_group, (group_idx, pairs), 1)
+    draws = np.random.default_rng(seed).multinomial(
+        len(names), np.full(len(names), 1 / len(names)), size=BOOTSTRAPS
+    )
+    return float(macro_f1((draws @ per_group).reshape(-1, n_classes, n_classes)).std(ddof=1))
+
+
+def _ratios(hits: IntArray, totals: IntArray) -> list[float | None]:
+    return [float(h / t) if t else None for h, t in zip(hits, totals, strict=True)]
