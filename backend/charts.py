@@ -81,7 +81,8 @@ def uncertainty_histogram(
         bar = _bar(svg, "first", (low, axes.y(count), high - low, axes.y(0) - axes.y(count)))
         _tooltip(bar, f"{index / len(now):.2f} to {(index + 1) / len(now):.2f}: {count}")
     steps = [(edge / len(before), count) for i, count in enumerate(before) for edge in (i, i + 1)]
-    SubElement(svg, "polyline", {"class": "second line dashed", "points": _path(axes, steps)})
+    if before:
+        SubElement(svg, "polyline", {"class": "second line dashed", "points": _path(axes, steps)})
     series = (("first", names[0]), ("second line dashed", names[1]))
     _legend(svg, series if before else series[:1])
     return _svg(svg)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from backend.images import DISPLAY_KEYS, picture_url
+from backend.images import DISPLAY_KEYS
 from backend.pool import Pool
 from backend.registry import Version
 from backend.rescoring import Rescored
@@ -147,7 +147,8 @@ def _stop_set(pool: Pool, rescored: Rescored, open_rows: Sequence[int]) -> dict[
 
 def _queued_cell(pool: Pool, rescored: Rescored, row: int) -> QueuedCell:
     task, predicted = pool.tasks[row], rescored.predicted
-    picture, card = picture_url(task.data, DISPLAY_KEYS), str(task.data.get("card") or "")
+    picture = next((str(task.data[key]) for key in DISPLAY_KEYS if task.data.get(key)), "")
+    card = str(task.data.get("card") or "")
     if predicted is None:
         return QueuedCell(task.id, picture, card, 1.0, "", 0.0)
     class_idx = int(predicted.probabilities[row].argmax())

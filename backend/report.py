@@ -167,16 +167,15 @@ class ReportReader:
     Args:
         settings: of the backend.
         store: projects and jobs.
+        client: of the Label Studio whose projects they are.
     """
 
-    def __init__(self, settings: Settings, store: JobStore) -> None:
+    def __init__(self, settings: Settings, *, store: JobStore, client: LabelStudioClient) -> None:
         self._store = store
+        self._client = client
         self._registry = Registry(settings.data_dir / "models")
         self._history = History(settings.data_dir / "history")
-        self._client = LabelStudioClient(
-            settings.label_studio_url, settings.label_studio_api_key.get_secret_value()
-        )
-        self._pictures = PictureReader(settings.files_dir, self._client)
+        self._pictures = PictureReader(settings.files_dir, client)
 
     def projects(self) -> list[Project]:
         """The connected projects, ascending by id."""

@@ -2,6 +2,7 @@
 
 from flask import Flask, Response, request
 
+from backend.label_studio import LabelStudioClient
 from backend.report import ReportReader
 from backend.report_page import ListedProject, render_list, render_report
 from backend.service import Service
@@ -14,7 +15,11 @@ def install_report_routes(app: Flask, service: Service) -> None:
         app: the backend's application.
         service: its settings and job store.
     """
-    reader = ReportReader(service.settings, service.store)
+    settings = service.settings
+    client = LabelStudioClient(
+        settings.label_studio_url, settings.label_studio_api_key.get_secret_value()
+    )
+    reader = ReportReader(settings, store=service.store, client=client)
     app.add_url_rule("/report", "report_list", lambda: _list(reader))
     app.add_url_rule(
         "/report/<int:project_id>", "report", lambda project_id: _report(reader, project_id)
