@@ -139,7 +139,7 @@ def import_command(
     api_key: ApiKey = "",
     project: ProjectId = None,
     files_dir: FilesDir = None,
-    title: Annotated[str, typer.Option("--title", help="Name of a new project.")] = "",
+    title: Annotated[str, typer.Option("--title", help="Create a project of this name.")] = "",
     backend_url: BackendUrl = "",
     backend_user: BackendUser = "",
     backend_password: BackendPassword = "",
@@ -173,12 +173,20 @@ def import_command(
     )
     root = _files_dir(files_dir, data_dir)
     connection.get("api/current-user/whoami")
+    if project is None and stored is not None and not title:
+        project = stored.project_id
+    if project is not None and (label_config is not None or classes):
+        raise ConfigurationError(
+            f"Project {project} has its own classes.",
+            hint="Leave out --classes and --label-config, or name a new project with --title.",
+        )
     if project is None:
         xml = _label_config(label_config, classes)
         check_labels(sources, read_label_config(xml), options)
         project = create_project(
             connection, title=title or f"CellAI: {sources[0].name}", label_config=xml
         )
+        console.print(f"Project {project} created; --project {project} goes on with it.")
     _import(
         sources,
         options,

@@ -208,6 +208,8 @@ def import_sources(
 def connect_backend(connection: Connection, project_id: int, backend: BackendAddress) -> None:
     """Attach the ML backend to a project, or correct an attachment; link the progress report.
 
+    The project is set to serve the lowest score first, whoever created it.
+
     Raises:
         BlockedAddressError: Label Studio refuses the backend's address.
         LabelStudioError: the backend does not answer Label Studio.
@@ -229,6 +231,7 @@ def connect_backend(connection: Connection, project_id: int, backend: BackendAdd
         connection.post("api/ml/", settings)
     elif attached[0]["url"].rstrip("/") != backend.url or backend.password:
         connection.patch(f"api/ml/{attached[0]['id']}", settings)
+    connection.patch(f"api/projects/{project_id}/", {"sampling": SAMPLING})
     _narrow_webhooks(connection, project_id, backend)
     _link_report(connection, project_id, backend)
 
