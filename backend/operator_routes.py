@@ -7,8 +7,8 @@ from flask import Flask, Response, jsonify, request
 
 from backend.diagnosis import diagnose
 from backend.errors import ParametersError
-from backend.metrics import CONTENT_TYPE, render_metrics
 from backend.operation import Operation
+from backend.prometheus import CONTENT_TYPE, render_metrics
 from backend.service import Service
 
 
