@@ -25,7 +25,7 @@ UNCERTAINTY_BINS = 20
 # Source: Bloodgood and Vijay-Shanker 2009, section 3.1: a stop set of 2000 examples suffices.
 STOP_SET_SIZE = 2000
 # Enough to fill the report's gallery although the first of them are labelled meanwhile.
-FRONT_SIZE = 40
+FRONT_SIZE = 100
 
 
 @dataclass(frozen=True, slots=True)

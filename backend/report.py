@@ -385,12 +385,16 @@ def read_hold_out(record: VersionRecord, config: LabelConfig) -> HoldOut | None:
 def pool_histograms(
     records: Sequence[VersionRecord], serving: VersionRecord | None
 ) -> tuple[PoolHistogram | None, PoolHistogram | None]:
-    """The pool's uncertainty under the first version that predicted, and under the serving one."""
+    """The pool's uncertainty under the first version that was calibrated, and the serving one."""
     if serving is None or not serving.uncertainty_counts:
         return None, None
-    first = next(record for record in records if record.uncertainty_counts)
-    before = None if first is serving else _histogram(first)
-    return before, _histogram(serving)
+    calibrated = (
+        record
+        for record in records
+        if record.uncertainty_counts and "macro_f1" in record.metrics and record is not serving
+    )
+    first = next(calibrated, None)
+    return None if first is None else _histogram(first), _histogram(serving)
 
 
 def drawn_per_epoch(label_counts: Sequence[int]) -> tuple[float, ...]:

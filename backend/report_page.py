@@ -178,7 +178,8 @@ def _uncertainty(now: PoolHistogram | None, before: PoolHistogram | None) -> Fig
     return Figure(
         key,
         title,
-        "Predictive entropy, 0 = sure, 1 = guessing. As the model learns, cells move to the left.",
+        "Predictive entropy, 0 = sure, 1 = guessing. Dashed: the first version whose probabilities"
+        " were calibrated; it had more open cells.",
         charts.uncertainty_histogram(
             now.counts, earlier, names=(_named(now), _named(before) if before else "")
         ),
@@ -261,10 +262,7 @@ def _data_csv(text: str) -> str:
     return f"data:text/csv;charset=utf-8;base64,{base64.b64encode(text.encode()).decode('ascii')}"
 
 
-def _moment(value: datetime | float | str) -> str:
-    """A time in UTC to the minute; unix seconds and ISO 8601 are understood."""
-    if isinstance(value, str):
-        value = datetime.fromisoformat(value)
-    if isinstance(value, float):
-        value = datetime.fromtimestamp(value, UTC)
-    return f"{value.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+def _moment(value: datetime | float) -> str:
+    """A time, or unix seconds, in UTC to the minute."""
+    moment = value if isinstance(value, datetime) else datetime.fromtimestamp(value, UTC)
+    return f"{moment.astimezone(UTC):%d %b %Y, %H:%M}"

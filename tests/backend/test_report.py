@@ -135,7 +135,7 @@ def test_report_gathers_everything_of_a_project(settings: Settings) -> None:
         for n in (1, 5, 6)
     )
     history = History(settings.data_dir / "history")
-    history.write(3, record("cellai-01", 2, uncertainty_counts=(0, 4)))
+    history.write(3, record("cellai-01", 2, metrics=METRICS, uncertainty_counts=(0, 4)))
     history.write(
         3, record("cellai-02", 4, metrics=METRICS, uncertainty_counts=(3, 0), front=front)
     )
@@ -219,16 +219,18 @@ def test_hold_out_with_f1_from_the_counts() -> None:
     assert read_hold_out(record("v-02", 20), CONFIG) is None
 
 
-def test_histogram_before_is_that_of_the_first_version_that_predicted() -> None:
-    cold, first, second, third = (
-        record(f"v-0{n}", 10 * n, uncertainty_counts=counts)
-        for n, counts in enumerate([(), (0, 4), (1, 3), (4, 0)], start=1)
+def test_histogram_before_is_that_of_the_first_calibrated_version() -> None:
+    cold = record("v-01", 0)
+    first = record("v-02", 20, uncertainty_counts=(5, 0))  # too few labels for a temperature
+    second, third, last = (
+        record(f"v-0{n}", 10 * n, uncertainty_counts=counts, metrics=METRICS)
+        for n, counts in enumerate([(0, 4), (1, 3), (4, 0)], start=3)
     )
-    before, now = pool_histograms([cold, first, second, third], third)
+    before, now = pool_histograms([cold, first, second, third, last], last)
     assert before is not None
     assert now is not None
-    assert (before.version, now.version) == ("v-02", "v-04")
-    assert pool_histograms([cold, first], first)[0] is None
+    assert (before.version, now.version) == ("v-03", "v-05")
+    assert pool_histograms([cold, first, second], second)[0] is None
     assert pool_histograms([cold], cold) == (None, None)
 
 
