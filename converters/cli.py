@@ -359,7 +359,7 @@ def _bring_up(
     console.print(f"The queue is sorted by {state.model_version} ({state.n_labels} labels).")
     out.print(f"\n  {launcher.labelling_url}", highlight=False)
     out.print(f"  login {connection.email}  password {connection.password}\n", highlight=False)
-    out.print(f"  {launcher.report_url}", highlight=False)
+    out.print(f"  progress report {launcher.report_url}", highlight=False)
     user, password = connection.backend_user, connection.backend_password
     out.print(f"  login {user}  password {password}\n", highlight=False)
     console.print("Ctrl+C stops everything.")
