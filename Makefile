@@ -6,7 +6,7 @@ BACKEND_PORT ?= 9090
 ARGS ?=
 BIN := .venv/bin
 
-.PHONY: help setup demo test lint format bench bench-full requirements clean
+.PHONY: help setup demo test lint format reference bench bench-full requirements clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -38,6 +38,10 @@ lint: setup ## ruff and mypy
 format: setup ## let ruff format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+reference: setup ## write the tables of settings and commands into docs
+	$(BIN)/python -m backend.settings
+	$(BIN)/python -m converters.command_reference
 
 bench: setup ## measure; DATA=FILE[,FILE] measures learning on labelled files of your own
 	$(BIN)/python -m benchmarks $(if $(DATA),--data $(DATA))
