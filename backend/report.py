@@ -4,24 +4,20 @@ In: versions and their records, jobs, and what Label Studio holds (classes, anno
 one frozen `Report`. Nothing is trained or predicted here: all was measured when a version was made.
 """
 
-import base64
-import io
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from backend.advice import Advice, ClassState, Gain, advise, recent_gain
-from backend.errors import PredictionError, UnknownProjectError
-from backend.history import History, QueuedCell, VersionRecord
-from backend.images import DISPLAY_KEYS, PictureReader
+from backend.errors import UnknownProjectError
+from backend.gallery import Gallery, GalleryCell, title_of
+from backend.history import History, VersionRecord
+from backend.images import PictureReader
 from backend.jobs import Job, JobStore, Project
 from backend.label_studio import LabelStudioClient
 from backend.registry import Registry
@@ -30,16 +26,10 @@ from backend.training import BATCH, sampling_chances
 from converters.label_config import LabelConfig, read_label_config
 from converters.labels import annotation_label, chosen_label
 
-GALLERY_CELLS = 8
-PICTURE_PX = 144
 HOURS_SHOWN = 24
 JOBS_SHOWN = 6
 # A longer gap between two labels of one person is a break.
 BREAK_S = 300
-# Below, a prediction that the annotator contradicts was no more than a guess.
-CONFIDENT = 0.7
-
-_CARD_PICTURE = re.compile(r"data:image/(?:jpeg|png|webp);base64,[A-Za-z0-9+/]+=*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,20 +83,6 @@ class Pace:
 
     hours: tuple[tuple[datetime, int], ...]
     per_hour: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class GalleryCell:
-    """One cell of a gallery; pictures are data URIs, '' where they cannot be read."""
-
-    task_id: int
-    picture: str
-    heat: str
-    predicted: str
-    probability: float
-    version: str
-    uncertainty: float | None = None
-    label: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +151,7 @@ class ReportReader:
         self._client = client
         self._registry = Registry(settings.data_dir / "models")
         self._history = History(settings.data_dir / "history")
-        self._pictures = PictureReader(settings.files_dir, client)
+        self._gallery = Gallery(PictureReader(settings.files_dir, client))
 
     def projects(self) -> list[Project]:
         """The connected projects, ascending by id."""
@@ -207,11 +183,6 @@ class ReportReader:
         records = self._records(project_id)
         serving = _serving(records, project.serving_version)
         hold_out = None if serving is None else read_hold_out(serving, config)
-        f1 = _f1_by_title(hold_out)
-        states = [
-            ClassState(title, count, f1.get(title))
-            for title, count in zip(config.titles, label_counts, strict=True)
-        ]
         judged = [record for record in records if record.promoted]
         before, now = pool_histograms(records, serving)
         return Report(
@@ -229,10 +200,10 @@ class ReportReader:
             pool_before=before,
             pool_now=now,
             pace=read_pace(_given_labels(tasks, config)),
-            uncertain=self._uncertain(serving, labels, config),
-            contradicted=self._contradicted(tasks, labels, config),
+            uncertain=self._gallery.uncertain(serving, labels, config),
+            contradicted=self._gallery.contradicted(tasks, labels, config),
             progress=self._progress(project),
-            advice=advise(judged, states),
+            advice=advise(judged, _class_states(config, label_counts, hold_out)),
             gain=recent_gain(judged) if judged else None,
         )
 
@@ -245,112 +216,6 @@ class ReportReader:
             is_waiting=project.events != project.handled,
             new_labels=project.new_labels,
         )
-
-    def _uncertain(
-        self, serving: VersionRecord | None, labels: Mapping[int, str], config: LabelConfig
-    ) -> tuple[GalleryCell, ...]:
-        """The head of the queue, as far as nobody has labelled it since."""
-        if serving is None:
-            return ()
-        still_open = [cell for cell in serving.front if cell.task_id not in labels]
-        return tuple(self._queued(cell, serving, config) for cell in still_open[:GALLERY_CELLS])
-
-    def _queued(self, cell: QueuedCell, serving: VersionRecord, config: LabelConfig) -> GalleryCell:
-        return GalleryCell(
-            task_id=cell.task_id,
-            picture=self._picture({"image": cell.picture}),
-            heat=self._heat(cell.card),
-            predicted=title_of(cell.predicted, config),
-            probability=cell.probability,
-            version=serving.version,
-            uncertainty=cell.uncertainty,
-        )
-
-    def _contradicted(
-        self, tasks: Iterable[Mapping[str, Any]], labels: Mapping[int, str], config: LabelConfig
-    ) -> tuple[GalleryCell, ...]:
-        found = confident_errors(tasks, labels, config)
-        return tuple(
-            GalleryCell(
-                task_id=error.task_id,
-                picture=self._picture(error.task_data),
-                heat=self._heat(str(error.task_data.get("card") or "")),
-                predicted=title_of(error.predicted, config),
-                probability=error.probability,
-                version=error.version,
-                label=title_of(error.label, config),
-            )
-            for error in found[:GALLERY_CELLS]
-        )
-
-    def _picture(self, task_data: Mapping[str, Any]) -> str:
-        try:
-            pixels = self._pictures.read(task_data, keys=DISPLAY_KEYS)
-        except PredictionError:
-            return ""
-        picture = Image.fromarray(pixels)
-        picture.thumbnail((PICTURE_PX, PICTURE_PX))
-        buffer = io.BytesIO()
-        picture.save(buffer, "PNG")
-        return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
-
-    def _heat(self, card_url: str) -> str:
-        """The Grad-CAM of a card, as it stands in the shared folder."""
-        try:
-            path: Path | None = self._pictures.local_path(card_url)
-            card = "" if path is None else path.read_text(encoding="utf-8")
-        except (PredictionError, OSError, UnicodeDecodeError):
-            return ""
-        return card_picture(card)
-
-
-@dataclass(frozen=True, slots=True)
-class ConfidentError:
-    """A label that contradicts the prediction which the version then in service had made."""
-
-    task_id: int
-    task_data: Mapping[str, Any]
-    label: str
-    predicted: str
-    probability: float
-    version: str
-
-
-def confident_errors(
-    tasks: Iterable[Mapping[str, Any]], labels: Mapping[int, str], config: LabelConfig
-) -> list[ConfidentError]:
-    """Labels that contradict a confident prediction, the most confident first.
-
-    Label Studio keeps with every annotation the prediction of the version in service at that
-    moment, which cannot have learned from the label.
-
-    Args:
-        tasks: annotated tasks of the export.
-        labels: label by task id, as training reads them.
-        config: of the project.
-    """
-    errors = []
-    for task in tasks:
-        label = labels.get(int(task["id"]), "")
-        given = [a for a in task["annotations"] if _label_of(a, config) == label]
-        prediction = (given[-1].get("prediction") if given else None) or {}
-        probabilities = _probabilities(prediction, config)
-        if not label or not probabilities:
-            continue
-        predicted = max(probabilities, key=probabilities.__getitem__)
-        if predicted != label and probabilities[predicted] >= CONFIDENT:
-            version = str(prediction.get("model_version") or "")
-            errors.append(
-                ConfidentError(
-                    int(task["id"]),
-                    task["data"],
-                    label,
-                    predicted,
-                    probabilities[predicted],
-                    version,
-                )
-            )
-    return sorted(errors, key=lambda error: (-error.probability, error.task_id))
 
 
 def read_hold_out(record: VersionRecord, config: LabelConfig) -> HoldOut | None:
@@ -435,18 +300,6 @@ def read_pace(given: Iterable[tuple[str, datetime]]) -> Pace:
     return Pace(tuple(sorted(hours.items())[-HOURS_SHOWN:]), per_hour)
 
 
-def card_picture(card: str) -> str:
-    """The Grad-CAM picture of a card as a data URI; '' for a placeholder."""
-    found = _CARD_PICTURE.search(card)
-    return found[0] if found else ""
-
-
-def title_of(class_id: str, config: LabelConfig) -> str:
-    """What the annotator reads for a class; the id itself for one that the config lost."""
-    known = dict(zip(config.classes, config.titles, strict=True))
-    return known.get(class_id, class_id)
-
-
 def _serving(records: Iterable[VersionRecord], name: str | None) -> VersionRecord | None:
     return next((record for record in records if record.version == name), None)
 
@@ -461,29 +314,19 @@ def _labels(tasks: Iterable[Mapping[str, Any]], config: LabelConfig) -> dict[int
     return labels
 
 
-def _label_of(annotation: Mapping[str, Any], config: LabelConfig) -> str | None:
-    return annotation_label(annotation, from_name=config.from_name)
-
-
 def _given_labels(
     tasks: Iterable[Mapping[str, Any]], config: LabelConfig
 ) -> Iterable[tuple[str, datetime]]:
     """Annotator and time of each label that a person gave; ground truth came with the source."""
     for task in tasks:
         for annotation in task["annotations"]:
-            if annotation.get("ground_truth") or _label_of(annotation, config) is None:
+            if (
+                annotation.get("ground_truth")
+                or annotation_label(annotation, from_name=config.from_name) is None
+            ):
                 continue
             moment = datetime.fromisoformat(str(annotation["created_at"]))
             yield str(annotation.get("completed_by")), moment.astimezone(UTC)
-
-
-def _probabilities(prediction: Mapping[str, Any], config: LabelConfig) -> dict[str, float]:
-    """Probability by class of a prediction kept with an annotation; empty without any."""
-    for region in prediction.get("result") or ():
-        if region.get("from_name") == config.from_name:
-            stored = (region.get("meta") or {}).get("probabilities") or {}
-            return {str(name): float(probability) for name, probability in stored.items()}
-    return {}
 
 
 def _curve_point(record: VersionRecord) -> CurvePoint:
@@ -503,5 +346,11 @@ def _histogram(record: VersionRecord) -> PoolHistogram:
     return PoolHistogram(record.version, record.n_labels, record.uncertainty_counts)
 
 
-def _f1_by_title(hold_out: HoldOut | None) -> dict[str, float | None]:
-    return {} if hold_out is None else dict(zip(hold_out.titles, hold_out.f1, strict=True))
+def _class_states(
+    config: LabelConfig, label_counts: Sequence[int], hold_out: HoldOut | None
+) -> list[ClassState]:
+    f1 = {} if hold_out is None else dict(zip(hold_out.titles, hold_out.f1, strict=True))
+    return [
+        ClassState(title, count, f1.get(title))
+        for title, count in zip(config.titles, label_counts, strict=True)
+    ]

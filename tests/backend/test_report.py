@@ -13,14 +13,13 @@ from pydantic import SecretStr
 
 from backend.cards import render_card
 from backend.errors import UnknownProjectError
+from backend.gallery import card_picture, confident_errors
 from backend.history import History, QueuedCell, VersionRecord
 from backend.jobs import JobStore
 from backend.label_studio import LabelStudioClient
 from backend.metrics import expected_calibration_error, reliability
 from backend.report import (
     ReportReader,
-    card_picture,
-    confident_errors,
     drawn_per_epoch,
     pool_histograms,
     read_hold_out,
@@ -87,7 +86,7 @@ def annotated(
 
 
 class FakeLabelStudio(LabelStudioClient):
-    """One project in memory. The real server does this in tests/test_report_page.py."""
+    """One project in memory. The real server does this in tests/test_progress_report.py."""
 
     def __init__(self, tasks: list[dict[str, Any]]) -> None:
         super().__init__("http://label-studio", "token")

@@ -12,10 +12,10 @@ from html.parser import HTMLParser
 import pytest
 
 from backend.advice import Advice
+from backend.gallery import GalleryCell
 from backend.jobs import Job
 from backend.report import (
     CurvePoint,
-    GalleryCell,
     HoldOut,
     Pace,
     PoolHistogram,
