@@ -1,0 +1,94 @@
+"""The order of the queue: strict, in range, known rankings, classes in turn."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from backend.acquisition import (
+    PRIORITY_STEP,
+    STRATEGIES,
+    class_balanced_order,
+    cold_start_priorities,
+    priorities_along,
+    queue_priorities,
+)
+from backend.uncertainty import (
+    margin_uncertainty,
+    mutual_information,
+    predictive_entropy,
+    score_from_priority,
+)
+
+
+def draw(n_crops: int, *, n_classes: int = 4, passes: int = 6, seed: int = 0) -> NDArray[Any]:
+    """Random Monte-Carlo probabilities (T, N, K)."""
+    rng = np.random.default_rng(seed)
+    return rng.dirichlet([0.5] * n_classes, (passes, n_crops)).astype(np.float32)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("n_crops", [1, 2, 300])
+def test_priorities_are_different_and_in_range(strategy: str, n_crops: int) -> None:
+    rng = np.random.default_rng(0)
+    priorities = queue_priorities(
+        rng.normal(size=(n_crops, 8)).astype(np.float32),
+        draw(n_crops),
+        rng.normal(size=(5, 8)).astype(np.float32),
+        np.array([0, 1, 2, 3, 0]),
+        n_classes=4,
+        strategy=strategy,
+        seed=0,
+    )
+    assert ((priorities >= 0) & (priorities <= 1)).all()
+    gaps = np.diff(np.sort(priorities))
+    assert (gaps > PRIORITY_STEP / 2).all()
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=60), st.randoms())
+def test_priorities_follow_any_order(uncertainty: list[float], random: object) -> None:
+    order = np.random.default_rng(abs(hash(str(random))) % 2**32).permutation(len(uncertainty))
+    priorities = priorities_along(order, np.array(uncertainty))
+    assert (np.diff(priorities[order]) < 0).all()
+    assert ((priorities >= 0) & (priorities <= 1)).all()
+    scores = score_from_priority(priorities)
+    assert (np.argsort(scores, kind="stable") == order).all()
+
+
+def test_plain_uncertainty_is_kept_where_the_order_allows() -> None:
+    uncertainty = np.array([0.9, 0.1, 0.5])
+    priorities = priorities_along(np.array([0, 2, 1]), uncertainty)
+    np.testing.assert_allclose(priorities, uncertainty, atol=1e-5)
+
+
+def test_classes_take_turns() -> None:
+    uncertainty = np.array([0.9, 0.8, 0.7, 0.6, 0.5])
+    predicted = np.array([0, 0, 0, 1, 2])
+    assert class_balanced_order(uncertainty, predicted).tolist() == [0, 3, 4, 1, 2]
+
+
+def test_cold_start_visits_every_cluster_first() -> None:
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(5, 16)) * 20
+    cluster = np.repeat(np.arange(5), [200, 100, 50, 20, 10])
+    features = (centres[cluster] + rng.normal(size=(380, 16))).astype(np.float32)
+    first = np.argsort(-cold_start_priorities(features, seed=0))[:25]
+    assert set(cluster[first]) == set(range(5))
+
+
+@pytest.mark.parametrize("n_crops", [0, 1, 2, 3, 25])
+def test_cold_start_of_few_crops(n_crops: int) -> None:
+    features = np.random.default_rng(0).normal(size=(n_crops, 8)).astype(np.float32)
+    assert cold_start_priorities(features, seed=0).shape == (n_crops,)
+
+
+def test_uncertainties_of_known_cases() -> None:
+    """Certain, ambiguous in every pass, and contradicted between passes."""
+    certain, ambiguous = [1.0, 0.0], [0.5, 0.5]
+    passes = np.array([[certain, ambiguous, [1.0, 0.0]], [certain, ambiguous, [0.0, 1.0]]])
+    np.testing.assert_allclose(predictive_entropy(passes), [0, 1, 1], atol=1e-6)
+    np.testing.assert_allclose(mutual_information(passes), [0, 0, 1], atol=1e-6)
+    np.testing.assert_allclose(margin_uncertainty(passes.mean(axis=0)), [0, 1, 1], atol=1e-6)

@@ -1,0 +1,87 @@
+"""Heads are trained fresh, the same way each time, for any number of classes and labels."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from backend.errors import DivergedError, SingleClassError
+from backend.head import probabilities
+from backend.training import TrainingSettings, fit, stratified_folds
+
+SETTINGS = TrainingSettings(mc_passes=8)
+
+
+def blobs(counts: list[int], *, seed: int = 0) -> tuple[NDArray[Any], NDArray[Any], list[str]]:
+    """Well separated classes in 20 dimensions, and groups of five crops."""
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(len(counts)), counts)
+    centres = rng.normal(size=(len(counts), 20)) * 3
+    features = (centres[labels] + rng.normal(size=(len(labels), 20))).astype(np.float32)
+    return features, labels, [str(row // 5) for row in range(len(labels))]
+
+
+@pytest.mark.parametrize(
+    ("counts", "least_accuracy"),
+    [([1, 1], 0.9), ([1, 30], 0.3), ([40, 40], 0.9), ([100, 20, 10, 5], 0.9), ([3] * 12, 0.4)],
+)
+def test_any_number_of_classes_and_labels(counts: list[int], least_accuracy: float) -> None:
+    features, labels, groups = blobs(counts)
+    fitted = fit(features, labels, groups, n_classes=len(counts) + 1, settings=SETTINGS)
+    predicted = probabilities(fitted.head, features)
+    assert predicted.shape == (len(labels), len(counts) + 1)
+    assert (predicted.argmax(axis=1) == labels).mean() >= least_accuracy
+    assert fitted.metrics["n_labels"] == len(labels)
+
+
+def test_same_labels_and_seed_give_the_same_head_in_any_order() -> None:
+    features, labels, groups = blobs([30, 20, 10])
+    first = fit(features, labels, groups, n_classes=3, settings=SETTINGS)
+    order = np.random.default_rng(1).permutation(len(labels))
+    second = fit(
+        features[order],
+        labels[order],
+        [groups[row] for row in order],
+        n_classes=3,
+        settings=SETTINGS,
+    )
+    for name, tensor in first.head.to_tensors().items():
+        assert torch.equal(tensor, second.head.to_tensors()[name]), name
+    assert first.metrics == second.metrics
+
+
+def test_hold_out_gives_metrics_once_there_are_enough_labels() -> None:
+    features, labels, groups = blobs([40, 40])
+    metrics: dict[str, Any] = dict(
+        fit(features, labels, groups, n_classes=2, settings=SETTINGS).metrics
+    )
+    assert metrics["n_holdout"] > 0
+    assert metrics["macro_f1"] > 0.9
+    assert 0 <= metrics["ece"] <= 1
+    few = fit(features[38:42], labels[38:42], groups[38:42], n_classes=2, settings=SETTINGS)
+    assert few.metrics["n_holdout"] == 0
+    assert "macro_f1" not in few.metrics
+
+
+def test_folds_never_split_a_group() -> None:
+    _, labels, groups = blobs([50, 30, 20])
+    folds = stratified_folds(labels, groups, n_folds=5, seed=0)
+    by_group: dict[str, set[int]] = {}
+    for group, fold in zip(groups, folds, strict=True):
+        by_group.setdefault(group, set()).add(int(fold))
+    assert all(len(members) == 1 for members in by_group.values())
+
+
+def test_one_class_is_too_few() -> None:
+    features, _, groups = blobs([10, 0])
+    with pytest.raises(SingleClassError):
+        fit(features, np.zeros(10, np.int64), groups[:10], n_classes=2, settings=SETTINGS)
+
+
+def test_features_that_are_not_finite_are_an_error() -> None:
+    features, labels, groups = blobs([10, 10])
+    features[3, 4] = np.nan
+    with pytest.raises(DivergedError):
+        fit(features, labels, groups, n_classes=2, settings=SETTINGS)
