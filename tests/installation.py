@@ -173,8 +173,11 @@ class OwnBackend:
     address: BackendAddress
 
     @contextmanager
-    def running(self, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
+    def running(
+        self, *, log: Path | None = None, **settings: str
+    ) -> Iterator[subprocess.Popen[bytes]]:
         """Served by gunicorn, with the container's command, until the block ends."""
+        output = None if log is None else log.open("ab")
         connection = self.demo.connection_file
         process = subprocess.Popen(
             [
@@ -196,8 +199,11 @@ class OwnBackend:
                 "CELLAI_QUIET_SECONDS": "1",
             }
             | settings,
+            stderr=output,
             start_new_session=True,
         )
+        if output is not None:
+            output.close()
         client = BackendClient(self.address)
         try:
             wait_until(client.is_ready, deadline_s=120, what="ready backend")
