@@ -20,7 +20,7 @@ pytestmark = pytest.mark.label_studio
 
 N_LABELS = 300
 BATCH = 20
-HELD_OUT_SHARE = 0.3
+HELD_OUT_SHARE = 0.5
 
 
 @pytest.mark.timeout(1500)

@@ -33,7 +33,6 @@ def pictures(tmp_path: Path) -> Path:
 
 def test_folder_of_pictures_with_other_classes(demo: Installation, pictures: Path) -> None:
     connection = demo.connection_file
-    version_of_demo = demo.project()["model_version"]
     names = [folder.name for folder in sorted(pictures.iterdir())]
     answer = run_cellai(
         "import",
@@ -69,4 +68,3 @@ def test_folder_of_pictures_with_other_classes(demo: Installation, pictures: Pat
     assert chosen == set(names)
     tasks = demo.label_studio.get("api/tasks/", project=project_id, page_size=100)["tasks"]
     assert all(task["data"]["image"] and task["data"]["phase"] == "" for task in tasks)
-    assert demo.project()["model_version"] == version_of_demo
