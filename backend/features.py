@@ -92,8 +92,8 @@ class Trunk:
     ) -> None:
         self._layers = layers.eval().requires_grad_(requires_grad=False).to(device, precision)
         self._layers = self._layers.to(memory_format=torch.channels_last)
-        self._device = device
-        self._precision = precision
+        self.device = device
+        self.precision = precision
         self._mean = torch.tensor(_MEAN, device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(_STD, device=device).view(1, 3, 1, 1)
         self._fading = centre_weights(INPUT_PX, FADING_SIGMA).to(device)
@@ -120,7 +120,7 @@ class Trunk:
             N features and activations; N may be 0.
         """
         batches = [
-            self._forward(self._prepare(pixels[start : start + BATCH], mode))
+            self.pool_maps(self._prepare(pixels[start : start + BATCH], mode))
             for start in range(0, len(pixels), BATCH)
         ]
         if not batches:
@@ -134,7 +134,7 @@ class Trunk:
 
     def _prepare(self, pixels: UInt8Array, mode: str) -> Tensor:
         """Trunk input (n, 3, INPUT_PX, INPUT_PX), normalised as for ImageNet."""
-        channels = torch.from_numpy(pixels[..., list(_CHANNELS[mode])]).to(self._device)
+        channels = torch.from_numpy(pixels[..., list(_CHANNELS[mode])]).to(self.device)
         seen = fit_to_input(channels.permute(0, 3, 1, 2).float() / 255)
         if mode == "rgb":
             background = border_median(seen)
@@ -144,11 +144,18 @@ class Trunk:
             contrast = AMPLITUDE_GAIN * (amplitude - border_median(amplitude))
             seen[:, _AMPLITUDE_PLACES[mode]] = (0.5 + contrast).clamp(0, 1)
         normalised = (seen - self._mean) / self._std
-        return normalised.to(self._precision).contiguous(memory_format=torch.channels_last)
+        return normalised.to(self.precision).contiguous(memory_format=torch.channels_last)
 
     @torch.inference_mode()
-    def _forward(self, maps: Tensor) -> tuple[Tensor, Tensor]:
-        """Pooled taps (n, D) float32 and the deepest tap."""
+    def pool_maps(self, maps: Tensor) -> tuple[Tensor, Tensor]:
+        """Taps of prepared pictures.
+
+        Args:
+            maps: (n, 3, S, S) in the trunk's precision, normalised as for ImageNet.
+
+        Returns:
+            Pooled taps (n, D) float32 and the deepest tap (n, C, h, w).
+        """
         pooled: list[Tensor] = []
         for index, layer in enumerate(self._layers):
             maps = layer(maps)

@@ -1,0 +1,132 @@
+"""Run all measurements: `python -m benchmarks [--full] [--data FILE,FILE] [--only PART]`."""
+
+import argparse
+import os
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from backend.feature_cache import FeatureCache
+from backend.features import load_trunk
+from backend.weights import resolve_weights
+from benchmarks.compute import Workload, measure_compute
+from benchmarks.label_studio_import import import_seconds
+from benchmarks.labelled_features import LabelledFeatures, read_labelled_features
+from benchmarks.learning import FULL_STRATEGIES, STRATEGIES, Run, simulate, split
+from benchmarks.model_checks import measure_model
+from benchmarks.results import Results, learning_numbers
+from converters.sample import write_sample_crops
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared" / "data"
+OUT = Path(__file__).resolve().parent / "out"
+SEEDS, FULL_SEEDS = 3, 5
+SAMPLE_CELLS = 1600
+CACHE_BYTES = 4_000_000_000
+PARTS = ("compute", "learning", "import")
+
+
+def main() -> None:
+    """Measure, and write results.json, results.md and the plots."""
+    options = _parse()
+    OUT.mkdir(exist_ok=True)
+    results = Results(OUT, full=options.full)
+    parts = options.only or PARTS
+    if "compute" in parts and options.data is None:
+        _measure_compute(results)
+    if "import" in parts and options.data is None and "rescore_s_10k" in results.numbers:
+        results.add("import_s_10k", import_seconds(10_000))
+        share = results.numbers["rescore_s_10k"] / results.numbers["import_s_10k"]
+        results.add("rescore_10k_share_of_import", share)
+    if "learning" in parts:
+        _measure_learning(results, options.data, full=options.full)
+    results.write()
+    print(f"Written: {OUT / 'results.json'}, results.md and plots beside it.")
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--full", action="store_true", help="5 seeds and all strategies")
+    parser.add_argument(
+        "--data",
+        type=lambda text: [Path(part) for part in text.split(",")],
+        help="labelled files to measure learning on, instead of the usual ones",
+    )
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="leave the other parts out")
+    return parser.parse_args()
+
+
+def _measure_compute(results: Results) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 96, 96, 3), np.uint8)
+    work = Workload(load_trunk(_weights()), pixels)
+    for name, value in measure_compute(work):
+        results.add(name, value)
+
+
+def _measure_learning(results: Results, paths: list[Path] | None, *, full: bool) -> None:
+    seeds = range(FULL_SEEDS if full else SEEDS)
+    trunk = load_trunk(_weights())
+    cache = FeatureCache(OUT / "features", trunk, max_bytes=CACHE_BYTES)
+    datasets = []
+    for name, path in _sources(paths).items():
+        print(f"Reading {path.name}", flush=True)
+        datasets.append(read_labelled_features(path, trunk, cache, name=name))
+    jobs = [
+        (data, seed, is_balanced, FULL_STRATEGIES if full else STRATEGIES)
+        for data in datasets
+        for is_balanced in (False, True)
+        for seed in seeds
+    ]
+    with ProcessPoolExecutor(
+        os.cpu_count(),
+        mp_context=get_context("spawn"),
+        initializer=torch.set_num_threads,
+        initargs=(1,),
+    ) as pool:
+        for runs in pool.map(_simulate_all, *zip(*jobs, strict=True)):
+            results.add_runs(runs)
+    for name, value in learning_numbers(results.runs):
+        results.add(name, value)
+    for data in datasets:
+        for name, value in measure_model(data, cache):
+            results.add(f"{name}_{data.name}", value)
+
+
+def _simulate_all(
+    data: LabelledFeatures,
+    seed: int,
+    is_balanced: bool,  # noqa: FBT001 (map passes by position)
+    strategies: tuple[str, ...],
+) -> list[Run]:
+    """All strategies on one split, which they share."""
+    cells = split(data, seed=seed, balanced=is_balanced)
+    return [simulate(cells, strategy=strategy, seed=seed) for strategy in strategies]
+
+
+def _sources(paths: list[Path] | None) -> dict[str, Path]:
+    """The files asked for, else those at hand and the generated sample, by name."""
+    if paths is not None:
+        return {path.stem: path for path in paths}
+    sample = OUT / f"sample-{SAMPLE_CELLS}.seg"
+    if not sample.exists():
+        write_sample_crops(sample, n_cells=SAMPLE_CELLS, seed=1)
+    named = {"bccd5_rgb": SHARED / "bccd5_rgb.h5", "bccd5": SHARED / "bccd5.seg"}
+    for path in named.values():
+        if not path.exists():
+            print(f"Not measured, because absent: {path}")
+    return {name: path for name, path in named.items() if path.exists()} | {"sample": sample}
+
+
+def _weights() -> Path:
+    """The weights named in CELLAI_WEIGHTS, else those beside the data, else found as usual."""
+    named = os.environ.get("CELLAI_WEIGHTS")
+    beside_data = SHARED / "vgg16_features.safetensors"
+    explicit = Path(named) if named else beside_data if beside_data.exists() else None
+    return resolve_weights(explicit, cache_dir=OUT / "weights")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,369 @@
+"""How near the computations are to what the machine can do, each against a baseline of this run.
+
+Medians of warm repetitions; ratios are of times measured in the same process.
+"""
+
+import io
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import psutil
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from torchcam.methods import GradCAM
+from torchvision.models import vgg16
+from torchvision.models.vgg import cfgs, make_layers
+
+from backend.acquisition import queue_priorities
+from backend.feature_cache import FeatureCache, content_key
+from backend.features import BATCH, INPUT_PX, TAPS, Extracted, Trunk
+from backend.gradcam import gradcam
+from backend.head import DROPOUT, Head, draw_masks, fresh_head, masked_logits
+from backend.prediction import predict
+from backend.training import TrainingSettings, fit
+
+FloatArray = NDArray[np.float32]
+UInt8Array = NDArray[np.uint8]
+
+GEMM_SIDE = 4096
+PASSES = 50
+N_CLASSES = 5
+ORIGINAL_PASSES = 5  # of the project this one succeeds
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """The trunk and pictures that all measurements share.
+
+    Attributes:
+        trunk: as the product loads it.
+        pixels: decoded crops, uint8 (32, 96, 96, 3).
+    """
+
+    trunk: Trunk
+    pixels: UInt8Array
+
+
+def measure_compute(work: Workload) -> Iterator[tuple[str, float]]:
+    """All numbers by name, one after the other as they are measured."""
+    peak = gemm_flops_per_s(work.trunk)
+    yield "gemm_peak_gflop_s", peak / 1e9
+    yield from trunk_numbers(work, peak)
+    yield from prediction_numbers(work)
+    yield from original_numbers(work)
+    yield from shared_mask_numbers()
+    yield from retraining_numbers()
+    yield from rescoring_numbers()
+    yield from cache_numbers(work)
+
+
+def seconds(task: Callable[[], object], *, repetitions: int = 5) -> float:
+    """Median time of a task after one run that does not count."""
+    task()
+    times = []
+    for _ in range(repetitions):
+        started = time.perf_counter()
+        task()
+        times.append(time.perf_counter() - started)
+    return median(times)
+
+
+def gemm_flops_per_s(trunk: Trunk) -> float:
+    """What the machine reaches on a large matrix product in the trunk's precision."""
+    matrix = torch.randn(GEMM_SIDE, GEMM_SIDE).to(trunk.device, trunk.precision)
+
+    def product() -> None:
+        _ = matrix @ matrix
+        _wait(trunk)
+
+    return 2 * GEMM_SIDE**3 / seconds(product)
+
+
+def trunk_numbers(work: Workload, peak: float) -> Iterator[tuple[str, float]]:
+    """Time per crop and share of the peak, at native size and at 224 px."""
+    native_s = seconds(lambda: work.trunk.extract(work.pixels, mode="rgb"))
+    yield "trunk_ms_96", 1e3 * native_s / len(work.pixels)
+    flops = len(work.pixels) * trunk_flops(INPUT_PX)
+    yield "trunk_fraction_of_peak_96", flops / native_s / peak
+    maps = _random_maps(work.trunk, BATCH // 2, 224)
+    large_s = seconds(lambda: _run_layers(work.trunk, maps))
+    yield "trunk_ms_224", 1e3 * large_s / len(maps)
+    yield "trunk_fraction_of_peak_224", len(maps) * trunk_flops(224) / large_s / peak
+
+
+def trunk_flops(size_px: int) -> float:
+    """Floating-point operations of the convolutions that the trunk runs, for one crop."""
+    side, channels, total = size_px, 3, 0.0
+    for layer in make_layers(cfgs["D"], batch_norm=False)[: TAPS[-1] + 1]:
+        if isinstance(layer, nn.Conv2d):
+            total += 2 * 9 * channels * layer.out_channels * side**2
+            channels = layer.out_channels
+        elif isinstance(layer, nn.MaxPool2d):
+            side //= 2
+    return total
+
+
+def prediction_numbers(work: Workload) -> Iterator[tuple[str, float]]:
+    """Class, Monte-Carlo passes and Grad-CAM of 32 crops over the plain forward of VGG16."""
+    head = _random_head(work.trunk.feature_dim)
+    native_s = seconds(lambda: _predict_pixels(work.trunk, head, work.pixels))
+    forward_s = seconds(lambda: _plain_forward(work.trunk, _random_maps(work.trunk, 32, INPUT_PX)))
+    yield "predict_ms_96", 1e3 * native_s / len(work.pixels)
+    yield "predict_over_forward_96", native_s / forward_s
+    maps = _random_maps(work.trunk, 32, 224)
+    large_s = seconds(lambda: _predict_maps(work.trunk, head, maps), repetitions=3)
+    forward_s = seconds(lambda: _plain_forward(work.trunk, maps), repetitions=3)
+    yield "predict_over_forward_224", large_s / forward_s
+
+
+def original_numbers(work: Workload) -> Iterator[tuple[str, float]]:
+    """The recipe this product replaces, image by image, over ours from the PNG on disk."""
+    network = vgg16(weights=None, num_classes=N_CLASSES, init_weights=False).eval()
+    maps = _random_maps(work.trunk, 1, 224).float().cpu().contiguous()
+    original_s = seconds(lambda: _original_prediction(network, maps), repetitions=3)
+    head = _random_head(work.trunk.feature_dim)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [_write_png(Path(folder) / f"{row}.png", p) for row, p in enumerate(work.pixels)]
+        ours_s = seconds(lambda: _predict_pixels(work.trunk, head, _read_pngs(paths)))
+    yield "original_ms", 1e3 * original_s
+    yield "original_over_ours", original_s / (ours_s / len(paths))
+
+
+def shared_mask_numbers() -> Iterator[tuple[str, float]]:
+    """Independent dense masks over shared masks with rows and columns removed."""
+    yield "shared_mask_speedup_head", _shared_mask_speedup(2560, 128)
+    yield "shared_mask_speedup", _shared_mask_speedup(4096, 4096)
+
+
+def retraining_numbers() -> Iterator[tuple[str, float]]:
+    """Seconds and memory of one retraining; the features are synthetic."""
+    for n_labels in (200, 2_000, 20_000):
+        features, labels = _synthetic(n_labels)
+        groups = [str(row // 10) for row in range(n_labels)]
+        with _PeakMemory() as memory:
+            started = time.perf_counter()
+            fit(features, labels, groups, n_classes=N_CLASSES, settings=TrainingSettings())
+            yield f"retrain_s_{n_labels}", time.perf_counter() - started
+        yield f"retrain_mb_{n_labels}", memory.added_mb
+
+
+def rescoring_numbers() -> Iterator[tuple[str, float]]:
+    """Passes and queue order of cached pools; the features are synthetic."""
+    features, labels = _synthetic(200)
+    head = fit(features, labels, ["0"] * 200, n_classes=N_CLASSES, settings=TrainingSettings()).head
+    for n_crops, name in ((10_000, "10k"), (100_000, "100k")):
+        pool, _ = _synthetic(n_crops)
+        elapsed_s = seconds(
+            lambda pool=pool: rescore_pool(head, pool, features, labels),  # type: ignore[misc]
+            repetitions=1,
+        )
+        yield f"rescore_s_{name}", elapsed_s
+        yield f"rescore_crops_s_{name}", n_crops / elapsed_s
+
+
+def rescore_pool(
+    head: Head, pool: FloatArray, labelled: FloatArray, labels: NDArray[np.int64]
+) -> None:
+    """What a new version costs, Label Studio apart: passes, uncertainties and order."""
+    predicted = predict(head, pool, passes=PASSES, seed=0)
+    queue_priorities(
+        pool,
+        predicted.mc_probabilities,
+        labelled,
+        labels,
+        n_classes=N_CLASSES,
+        strategy="cellai",
+        seed=0,
+    )
+
+
+def cache_numbers(work: Workload) -> Iterator[tuple[str, float]]:
+    """Disk per crop, and what opening and reading a cache of 100,000 crops takes."""
+    with tempfile.TemporaryDirectory() as folder:
+        cache = FeatureCache(Path(folder), work.trunk, max_bytes=10**12)
+        extracted = work.trunk.extract(work.pixels, mode="rgb")
+        keys = [content_key(crop, mode="rgb") for crop in work.pixels]
+        cache.put_many(keys, extracted)
+        used = sum(path.stat().st_size for path in Path(folder).rglob("*.sqlite*"))
+        yield "cache_kb_per_crop", used / 1e3 / len(keys)
+    with tempfile.TemporaryDirectory() as folder:
+        yield from _large_cache_numbers(Path(folder), work.trunk)
+
+
+def _large_cache_numbers(folder: Path, trunk: Trunk) -> Iterator[tuple[str, float]]:
+    """Features only: 100,000 activations would fill 3.7 GB of the disk."""
+    cache = FeatureCache(folder, trunk, max_bytes=10**12)
+    rng = np.random.default_rng(0)
+    features = rng.random((1000, trunk.feature_dim), np.float32)
+    activations = np.zeros((1000, 1, 1, 1), np.float16)
+    keys = [rng.bytes(32).hex() for _ in range(100_000)]
+    for start in range(0, len(keys), 1000):
+        cache.put_many(keys[start : start + 1000], Extracted(features, activations))
+    yield "cache_open_ms_100k", 1e3 * seconds(lambda: FeatureCache(folder, trunk, max_bytes=10**12))
+    yield "cache_read_s_10k", seconds(lambda: cache.get_features(keys[:10_000]), repetitions=3)
+
+
+def _predict_pixels(trunk: Trunk, head: Head, pixels: UInt8Array) -> FloatArray:
+    extracted = trunk.extract(pixels, mode="rgb")
+    return _predict_extracted(trunk, head, extracted.features, extracted.activations)
+
+
+def _predict_maps(trunk: Trunk, head: Head, maps: Tensor) -> FloatArray:
+    features, activations = _run_layers(trunk, maps)
+    return _predict_extracted(trunk, head, features.cpu().numpy(), activations.half().cpu().numpy())
+
+
+def _predict_extracted(
+    trunk: Trunk, head: Head, features: FloatArray, activations: NDArray[np.float16]
+) -> FloatArray:
+    predicted = predict(head, features, passes=PASSES, seed=0)
+    return gradcam(
+        head,
+        trunk.readout,
+        features=features,
+        activations=activations,
+        class_idx=predicted.probabilities.argmax(axis=1),
+    )
+
+
+def _run_layers(trunk: Trunk, maps: Tensor) -> tuple[Tensor, Tensor]:
+    """The trunk as it runs, on maps of any size, in its usual batches."""
+    batches = [trunk.pool_maps(part) for part in torch.split(maps, BATCH)]
+    _wait(trunk)
+    return torch.cat([pooled for pooled, _ in batches]), torch.cat([last for _, last in batches])
+
+
+@torch.inference_mode()
+def _plain_forward(trunk: Trunk, maps: Tensor) -> None:
+    """All 13 convolutions and nothing else, same precision, layout and batch."""
+    _full_convolutions(trunk)(maps)
+    _wait(trunk)
+
+
+_convolutions: dict[int, nn.Sequential] = {}
+
+
+def _full_convolutions(trunk: Trunk) -> nn.Sequential:
+    if id(trunk) not in _convolutions:
+        layers = make_layers(cfgs["D"], batch_norm=False).eval().to(trunk.device, trunk.precision)
+        _convolutions[id(trunk)] = layers.to(memory_format=torch.channels_last)
+    return _convolutions[id(trunk)]
+
+
+def _original_prediction(network: nn.Module, maps: Tensor) -> None:
+    """Five stochastic passes of the whole network in float32, then Grad-CAM with the library."""
+    for module in network.modules():
+        if isinstance(module, nn.Dropout):
+            module.train()
+    with torch.no_grad():
+        for _ in range(ORIGINAL_PASSES):
+            network(maps)
+    network.eval()
+    with GradCAM(network, target_layer="features.29") as library:
+        scores = network(maps.clone().requires_grad_())
+        library(int(scores.argmax()), scores)
+
+
+def _shared_mask_speedup(n_inputs: int, n_hidden: int, *, n_crops: int = 32) -> float:
+    rng = np.random.default_rng(0)
+    hidden = torch.from_numpy(rng.standard_normal((n_inputs, n_hidden), np.float32))
+    classes = torch.from_numpy(rng.standard_normal((n_hidden, N_CLASSES), np.float32))
+    head = Head(
+        mean=torch.zeros(n_inputs),
+        scale=torch.ones(n_inputs),
+        hidden_weight=hidden / n_inputs**0.5,
+        hidden_bias=torch.zeros(n_hidden),
+        class_weight=classes / n_hidden**0.5,
+        class_bias=torch.zeros(N_CLASSES),
+        temperature=torch.tensor(1.0),
+    )
+    inputs = torch.from_numpy(rng.standard_normal((n_crops, n_inputs), np.float32))
+    shared_s = seconds(lambda: _shared_passes(head, inputs), repetitions=3)
+    independent_s = seconds(lambda: _independent_passes(head, inputs), repetitions=3)
+    return independent_s / shared_s
+
+
+@torch.inference_mode()
+def _shared_passes(head: Head, inputs: Tensor) -> None:
+    for mask in draw_masks(*head.hidden_weight.shape, passes=10, seed=0):
+        masked_logits(head, inputs, mask)
+
+
+@torch.inference_mode()
+def _independent_passes(head: Head, inputs: Tensor) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(10):
+        kept = torch.rand(inputs.shape, generator=generator) >= DROPOUT
+        hidden = torch.relu((inputs * kept / (1 - DROPOUT)) @ head.hidden_weight + head.hidden_bias)
+        kept = torch.rand(hidden.shape, generator=generator) >= DROPOUT
+        _ = (hidden * kept / (1 - DROPOUT)) @ head.class_weight + head.class_bias
+
+
+class _PeakMemory:
+    """Resident memory added while training, sampled before and at its highest after."""
+
+    def __enter__(self) -> "_PeakMemory":
+        _reset_peak()
+        self._before = psutil.Process().memory_info().rss
+        self.added_mb = 0.0
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.added_mb = max(0.0, (_peak_rss() - self._before) / 1e6)
+
+
+def _reset_peak() -> None:
+    """Linux: writing 5 to clear_refs resets the high-water mark of resident memory."""
+    control = Path("/proc/self/clear_refs")
+    if os.access(control, os.W_OK):
+        control.write_text("5")
+
+
+def _peak_rss() -> int:
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return int(psutil.Process().memory_info().rss)
+    line = next(row for row in status.read_text().splitlines() if row.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
+def _synthetic(n_crops: int) -> tuple[FloatArray, NDArray[np.int64]]:
+    """Overlapping classes in the product's feature dimension."""
+    rng = np.random.default_rng(n_crops)
+    labels = rng.integers(0, N_CLASSES, n_crops)
+    centres = np.random.default_rng(0).standard_normal((N_CLASSES, 2560), np.float32)
+    noise = rng.standard_normal((n_crops, 2560), np.float32)
+    return 0.1 * centres[labels] + noise, labels.astype(np.int64)
+
+
+def _random_head(n_inputs: int) -> Head:
+    rng = np.random.default_rng(0)
+    return fresh_head(torch.zeros(n_inputs), torch.ones(n_inputs), n_classes=N_CLASSES, rng=rng)
+
+
+def _random_maps(trunk: Trunk, count: int, size_px: int) -> Tensor:
+    maps = torch.randn(count, 3, size_px, size_px, generator=torch.Generator().manual_seed(0))
+    maps = maps.to(trunk.device, trunk.precision)
+    return maps.contiguous(memory_format=torch.channels_last)
+
+
+def _write_png(path: Path, pixels: UInt8Array) -> Path:
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def _read_pngs(paths: list[Path]) -> UInt8Array:
+    return np.stack([np.asarray(Image.open(io.BytesIO(path.read_bytes()))) for path in paths])
+
+
+def _wait(trunk: Trunk) -> None:
+    if trunk.device.type == "cuda":
+        torch.cuda.synchronize()

@@ -1,0 +1,120 @@
+"""Labelled files to features, read and computed exactly as the product does it."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.feature_cache import FeatureCache, content_key
+from backend.features import Trunk
+from converters.crops import Crop, ReadOptions, iter_crops
+from converters.rendering import model_input
+
+CHUNK = 64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LabelledFeatures:
+    """The labelled crops of one source.
+
+    Attributes:
+        name: of the data set.
+        features: float32 (N, D).
+        labels: class index, int64 (N,).
+        groups: field or image of each crop; never split between pool and test.
+        classes: names in the order of the index.
+        keys: content keys of the crops in the feature cache.
+        masks: bool (N, S, S), None where a crop has none or sizes differ.
+    """
+
+    name: str
+    features: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    groups: NDArray[np.str_]
+    classes: tuple[str, ...]
+    keys: tuple[str, ...]
+    masks: NDArray[np.bool_] | None
+
+    def rows(self, chosen: NDArray[np.int64]) -> "LabelledFeatures":
+        """The same data set with some of its crops."""
+        return replace(
+            self,
+            features=self.features[chosen],
+            labels=self.labels[chosen],
+            groups=self.groups[chosen],
+            keys=tuple(self.keys[row] for row in chosen),
+            masks=None if self.masks is None else self.masks[chosen],
+        )
+
+
+def read_labelled_features(
+    path: Path, trunk: Trunk, cache: FeatureCache, *, name: str
+) -> LabelledFeatures:
+    """Features of all labelled crops of a file or folder.
+
+    Args:
+        path: anything that the converters read.
+        trunk: computes the features.
+        cache: holds them between runs.
+        name: of the data set.
+
+    Raises:
+        SourceError: the source cannot be used.
+    """
+    crops = (crop for crop in iter_crops([path], options=ReadOptions()) if crop.label is not None)
+    features: list[NDArray[np.float32]] = []
+    labels: list[str] = []
+    groups: list[str] = []
+    keys: list[str] = []
+    masks: list[NDArray[np.bool_] | None] = []
+    for chunk in _chunks(crops):
+        chunk_features, chunk_keys = _features(chunk, trunk, cache)
+        features.append(chunk_features)
+        keys.extend(chunk_keys)
+        labels.extend(str(crop.label) for crop in chunk)
+        groups.extend(crop.group for crop in chunk)
+        masks.extend(crop.mask for crop in chunk)
+    classes, label_idx = np.unique(np.array(labels), return_inverse=True)
+    known_masks = [mask for mask in masks if mask is not None]
+    has_masks = len(known_masks) == len(masks) and len({mask.shape for mask in known_masks}) == 1
+    return LabelledFeatures(
+        name=name,
+        features=np.concatenate(features),
+        labels=label_idx.astype(np.int64),
+        groups=np.array(groups),
+        classes=tuple(str(label) for label in classes),
+        keys=tuple(keys),
+        masks=np.stack(known_masks) if has_masks else None,
+    )
+
+
+def _chunks(crops: Iterator[Crop]) -> Iterator[list[Crop]]:
+    while chunk := list(islice(crops, CHUNK)):
+        yield chunk
+
+
+def _features(
+    crops: Sequence[Crop], trunk: Trunk, cache: FeatureCache
+) -> tuple[NDArray[np.float32], list[str]]:
+    """Features and keys of crops that share one size and mode."""
+    mode = _mode(crops[0])
+    pixels = np.stack([model_input(crop) for crop in crops])
+    keys = [content_key(picture, mode=mode) for picture in pixels]
+    features, found = cache.get_features(keys)
+    if not found.all():
+        missing = np.flatnonzero(~found)
+        extracted = trunk.extract(pixels[missing], mode=mode)
+        cache.put_many([keys[row] for row in missing], extracted)
+        features[missing] = extracted.features
+    return features, keys
+
+
+def _mode(crop: Crop) -> str:
+    if crop.phase is None and crop.amplitude is None:
+        return "rgb"
+    if crop.phase is None:
+        return "amplitude"
+    return "phase" if crop.amplitude is None else "both"

@@ -1,0 +1,249 @@
+"""How many labels the queue saves: pool-based simulation with the product's own code.
+
+An oracle annotator labels what comes next, 20 cells per version, as in Label Studio: cold
+start, `fit`, Monte-Carlo passes, `queue_priorities`. Test cells are those of other fields.
+"""
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.acquisition import cold_start_priorities, queue_priorities
+from backend.head import Head, mc_probabilities
+from backend.metrics import brier_score, expected_calibration_error, macro_f1
+from backend.training import TrainingSettings, fit
+from benchmarks.labelled_features import LabelledFeatures
+
+FloatArray = NDArray[np.float32]
+IntArray = NDArray[np.int64]
+
+BATCH = 20
+BUDGET = 300
+TEST_SHARE = 1 / 3
+FULL_SCORE_SHARE = 0.95
+# entropy of the mean of 5 passes: the acquisition of the project this one succeeds
+STRATEGIES = ("random", "entropy", "margin", "bald", "cellai")
+FULL_STRATEGIES = (*STRATEGIES, "entropy_5_passes")
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A head somewhere on a learning curve, measured on the test cells."""
+
+    n_labels: int
+    macro_f1: float
+    balanced_accuracy: float
+    rare_recall: float  # mean recall of the two rarest classes
+    ece_before: float  # at temperature 1
+    ece_after: float
+    brier_before: float
+    brier_after: float
+    risk_half: float  # share of the errors that lie in the most certain half
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One simulation."""
+
+    dataset: str
+    strategy: str
+    seed: int
+    points: tuple[Point, ...]
+    full_macro_f1: float
+    labels_to_95: int | None  # None: not reached with the whole pool
+    first_classes: tuple[int, ...]  # labels per class among the first 60
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Split:
+    """Pool and test cells of one seed; no group is in both."""
+
+    pool: LabelledFeatures
+    test: LabelledFeatures
+    full_macro_f1: float
+
+
+def split(data: LabelledFeatures, *, seed: int, balanced: bool) -> Split:
+    """Pool and test by group, and what a head trained on the whole pool reaches.
+
+    Args:
+        data: all labelled crops.
+        seed: decides which groups are test.
+        balanced: cut all classes down to the size of the rarest.
+    """
+    if balanced:
+        data = replace(data, name=f"{data.name}_balanced")
+    rng = np.random.default_rng(seed)
+    groups = rng.permutation(np.unique(data.groups))
+    is_test = np.isin(data.groups, groups[: max(1, round(len(groups) * TEST_SHARE))])
+    pool, test = (
+        data.rows(_chosen(data.labels, np.flatnonzero(part), rng=rng, balanced=balanced))
+        for part in (~is_test, is_test)
+    )
+    settings = TrainingSettings(seed=seed)
+    head = _fit(pool, np.arange(len(pool.labels)), settings=settings)
+    return Split(pool, test, measure(head, test, n_labels=len(pool.labels), seed=seed).macro_f1)
+
+
+def simulate(cells: Split, *, strategy: str, seed: int) -> Run:
+    """Label the pool in the order of the queue until the budget and 95 % are reached.
+
+    Args:
+        cells: pool and test.
+        strategy: one of FULL_STRATEGIES.
+        seed: of everything that is random.
+    """
+    settings = TrainingSettings(seed=seed)
+    if strategy == "entropy_5_passes":
+        strategy_used, settings = "entropy", replace(settings, mc_passes=5)
+    else:
+        strategy_used = strategy
+    pool = cells.pool
+    labelled = _cold_start(pool, strategy=strategy_used, seed=seed)
+    points: list[Point] = []
+    target = FULL_SCORE_SHARE * cells.full_macro_f1
+    while True:
+        queue = _missing(labelled, len(pool.labels))
+        if len(np.unique(pool.labels[labelled])) < 2:
+            labelled = np.append(labelled, queue[:BATCH])
+            continue
+        head = _fit(pool, labelled, settings=settings)
+        points.append(measure(head, cells.test, n_labels=len(labelled), seed=seed))
+        if not len(queue) or (len(labelled) >= BUDGET and _reached(points, target) is not None):
+            break
+        order = _order(head, pool, queue, labelled, strategy=strategy_used, settings=settings)
+        step = BATCH if len(labelled) < BUDGET else 3 * BATCH
+        labelled = np.append(labelled, queue[order[:step]])
+    return Run(
+        dataset=pool.name,
+        strategy=strategy,
+        seed=seed,
+        points=tuple(points),
+        full_macro_f1=cells.full_macro_f1,
+        labels_to_95=_reached(points, target),
+        first_classes=tuple(
+            int(count) for count in np.bincount(pool.labels[labelled[:60]], minlength=_k(pool))
+        ),
+    )
+
+
+def measure(head: Head, test: LabelledFeatures, *, n_labels: int, seed: int) -> Point:
+    """All numbers of one head on the test cells."""
+    passes = TrainingSettings().mc_passes
+    after = mc_probabilities(head, test.features, passes=passes, seed=seed).mean(axis=0)
+    raw = mc_probabilities(head.with_temperature(1.0), test.features, passes=passes, seed=seed)
+    before = raw.mean(axis=0)
+    n_classes = after.shape[1]
+    predicted = after.argmax(axis=1)
+    pairs = test.labels * n_classes + predicted
+    confusion = np.bincount(pairs, minlength=n_classes**2).reshape(n_classes, n_classes)
+    support = confusion.sum(axis=1)
+    recall = np.diag(confusion)[support > 0] / support[support > 0]
+    rarest = np.argsort(support[support > 0])[:2]
+    return Point(
+        n_labels=n_labels,
+        macro_f1=float(macro_f1(confusion)),
+        balanced_accuracy=float(recall.mean()),
+        rare_recall=float(recall[rarest].mean()),
+        ece_before=expected_calibration_error(before, test.labels),
+        ece_after=expected_calibration_error(after, test.labels),
+        brier_before=brier_score(before, test.labels),
+        brier_after=brier_score(after, test.labels),
+        risk_half=_risk_half(after, predicted != test.labels),
+    )
+
+
+def area(run: Run) -> float:
+    """Mean macro-F1 over the budget: the area under the learning curve, per label."""
+    return float(np.mean([p.macro_f1 for p in run.points if p.n_labels <= BUDGET]))
+
+
+def at(run: Run, n_labels: int) -> Point:
+    """The last point of a run with at most so many labels, the first one if there is none."""
+    return max(
+        (p for p in run.points if p.n_labels <= n_labels),
+        key=lambda p: p.n_labels,
+        default=run.points[0],
+    )
+
+
+def macro_f1_at(run: Run, n_labels: int) -> float:
+    """Macro-F1 of a run at a number of labels, between points on the straight line."""
+    counts = [p.n_labels for p in run.points]
+    return float(np.interp(n_labels, counts, [p.macro_f1 for p in run.points]))
+
+
+def _fit(pool: LabelledFeatures, labelled: IntArray, *, settings: TrainingSettings) -> Head:
+    return fit(
+        pool.features[labelled],
+        pool.labels[labelled],
+        [str(group) for group in pool.groups[labelled]],
+        n_classes=_k(pool),
+        settings=settings,
+        pool_features=pool.features,
+    ).head
+
+
+def _cold_start(pool: LabelledFeatures, *, strategy: str, seed: int) -> IntArray:
+    """The first cells; random sampling has no cold start."""
+    if strategy == "random":
+        return np.random.default_rng(seed).permutation(len(pool.labels))[:BATCH]
+    return np.argsort(-cold_start_priorities(pool.features, seed=seed))[:BATCH]
+
+
+def _order(
+    head: Head,
+    pool: LabelledFeatures,
+    queue: IntArray,
+    labelled: IntArray,
+    *,
+    strategy: str,
+    settings: TrainingSettings,
+) -> IntArray:
+    """The queue as the product would sort it."""
+    priorities = queue_priorities(
+        pool.features[queue],
+        mc_probabilities(head, pool.features[queue], passes=settings.mc_passes, seed=settings.seed),
+        pool.features[labelled],
+        pool.labels[labelled],
+        n_classes=_k(pool),
+        strategy=strategy,
+        seed=settings.seed + len(labelled),
+    )
+    return np.argsort(-priorities)
+
+
+def _reached(points: list[Point], target: float) -> int | None:
+    """Labels at the first of two points in a row that are above the target."""
+    for point, following in pairwise(points):
+        if point.macro_f1 >= target and following.macro_f1 >= target:
+            return point.n_labels
+    return None
+
+
+def _risk_half(probabilities: FloatArray, is_wrong: NDArray[np.bool_]) -> float:
+    most_certain = np.argsort(-probabilities.max(axis=1))[: len(is_wrong) // 2]
+    return float(is_wrong[most_certain].sum() / max(is_wrong.sum(), 1))
+
+
+def _chosen(
+    labels: IntArray, rows: IntArray, *, rng: np.random.Generator, balanced: bool
+) -> IntArray:
+    rows = rng.permutation(rows)
+    if not balanced:
+        return rows
+    of_class = [rows[labels[rows] == class_idx] for class_idx in np.unique(labels[rows])]
+    smallest = min(len(members) for members in of_class)
+    return rng.permutation(np.concatenate([members[:smallest] for members in of_class]))
+
+
+def _missing(labelled: IntArray, n_crops: int) -> IntArray:
+    is_open = np.ones(n_crops, np.bool_)
+    is_open[labelled] = False
+    return np.flatnonzero(is_open)
+
+
+def _k(data: LabelledFeatures) -> int:
+    return len(data.classes)

@@ -1,0 +1,103 @@
+"""Does the number of passes suffice, and do the maps depend on the head and lie on the cell?"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+from torch.nn import functional
+
+from backend.feature_cache import FeatureCache
+from backend.features import INPUT_PX, Readout
+from backend.gradcam import gradcam
+from backend.head import Head, fresh_head, mc_probabilities
+from backend.training import TrainingSettings, fit
+from backend.uncertainty import margin_uncertainty
+from benchmarks.labelled_features import LabelledFeatures
+
+N_LABELS = 200
+N_MAPS = 300
+REFERENCE_PASSES = 400
+PASSES = (5, 10, 20, 50, 100)
+
+
+def measure_model(data: LabelledFeatures, cache: FeatureCache) -> Iterator[tuple[str, float]]:
+    """Stability of the order against T and seed, and the sanity of the maps."""
+    rows = np.random.default_rng(0).permutation(len(data.labels))
+    known = data.rows(rows[:N_LABELS])
+    others = data.rows(rows[N_LABELS:])
+    head = fit(
+        known.features,
+        known.labels,
+        [str(group) for group in known.groups],
+        n_classes=len(data.classes),
+        settings=TrainingSettings(),
+    ).head
+    yield from _stability(head, others.features)
+    yield from _map_numbers(head, others.rows(np.arange(min(N_MAPS, len(others.labels)))), cache)
+
+
+def _stability(head: Head, features: NDArray[np.float32]) -> Iterator[tuple[str, float]]:
+    """Spearman's rank correlation of the uncertainties with those of 400 passes, other seed."""
+    reference = _uncertainty(head, features, passes=REFERENCE_PASSES, seed=1)
+    for passes in PASSES:
+        drawn = _uncertainty(head, features, passes=passes, seed=0)
+        yield f"spearman_T{passes}", float(spearmanr(drawn, reference).statistic)
+
+
+def _uncertainty(
+    head: Head, features: NDArray[np.float32], *, passes: int, seed: int
+) -> NDArray[np.float64]:
+    mean = mc_probabilities(head, features, passes=passes, seed=seed).mean(axis=0)
+    return margin_uncertainty(mean)
+
+
+def _map_numbers(
+    head: Head, cells: LabelledFeatures, cache: FeatureCache
+) -> Iterator[tuple[str, float]]:
+    """Correlation with the maps of a random head, and the share of heat on the cell.
+
+    Source:
+        Adebayo et al. 2018, "Sanity Checks for Saliency Maps", arXiv:1810.03292.
+    """
+    activations, found = cache.get_activations(cells.keys)
+    readable = cells.rows(np.flatnonzero(found))
+    width = activations.shape[1]
+    n_features = cells.features.shape[1]
+    readout = Readout(slice(n_features - 2 * width, n_features - width))
+    random_head = fresh_head(
+        head.mean, head.scale, n_classes=head.n_classes, rng=np.random.default_rng(1)
+    )
+    maps, random_maps = (
+        gradcam(
+            some,
+            readout,
+            features=readable.features,
+            activations=activations[found],
+            class_idx=readable.labels,
+        )
+        for some in (head, random_head)
+    )
+    yield "gradcam_random_head_correlation", _mean_correlation(maps, random_maps)
+    if readable.masks is not None:
+        share, by_chance = _share_on_cell(maps, readable.masks)
+        yield "gradcam_heat_on_cell", share
+        yield "cell_area_share", by_chance
+
+
+def _mean_correlation(maps: NDArray[np.float32], others: NDArray[np.float32]) -> float:
+    pairs = zip(maps.reshape(len(maps), -1), others.reshape(len(others), -1), strict=True)
+    vary = [(one, two) for one, two in pairs if np.ptp(one) > 0 and np.ptp(two) > 0]
+    return float(np.mean([np.corrcoef(one, two)[0, 1] for one, two in vary]))
+
+
+def _share_on_cell(maps: NDArray[np.float32], masks: NDArray[np.bool_]) -> tuple[float, float]:
+    """Share of the heat inside the masks, and the masks' share of the area."""
+    size = (INPUT_PX, INPUT_PX)
+    heat = functional.interpolate(torch.from_numpy(maps)[:, None], size, mode="bilinear")[:, 0]
+    inside = functional.interpolate(torch.from_numpy(masks).float()[:, None], size)[:, 0]
+    total = heat.sum(dim=(1, 2))
+    has_heat = total > 0
+    shares = (heat * inside).sum(dim=(1, 2))[has_heat] / total[has_heat]
+    return float(shares.mean()), float(inside.mean())
