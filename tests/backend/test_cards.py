@@ -35,7 +35,7 @@ class Tags(HTMLParser):
         self.text: list[str] = []
         self.feed(html)
 
-    def handle_starttag(self, tag: str, attrs: object) -> None:  # noqa: ARG002
+    def handle_starttag(self, tag: str, attrs: object) -> None:
         self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:

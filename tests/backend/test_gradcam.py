@@ -48,7 +48,7 @@ def test_equals_the_library(layers: nn.Sequential) -> None:
     )
     pixels = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3), np.uint8)
     inputs = trunk._prepare(pixels, "phase")
-    features, activations = trunk._forward(inputs)
+    features, activations = trunk.pool_maps(inputs)
     head = fresh_head(
         torch.zeros(trunk.feature_dim),
         torch.ones(trunk.feature_dim),
