@@ -10,9 +10,8 @@ import psutil
 
 from backend.jobs import Job, JobStore
 from backend.label_studio import LabelStudioClient
-from backend.runner_record import read_runner
+from backend.runner_record import read_runner, read_state
 from backend.settings import Settings
-from backend.worker import read_state
 from converters.errors import LabelStudioError
 
 ACCESS_TIMEOUT_S = 10.0

@@ -14,6 +14,7 @@ import time
 from filelock import FileLock
 
 from backend.logs import logging_config
+from backend.runner_record import STARTING, write_state
 from backend.settings import Settings, read_settings
 
 _settings = read_settings()
@@ -40,6 +41,7 @@ def post_worker_init(_worker: object) -> None:
 def _keep_job_runner(settings: Settings) -> None:
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     with FileLock(settings.data_dir / "supervisor.lock"):
+        write_state(settings.data_dir, STARTING)  # the last run's word no longer holds
         while True:
             runner = subprocess.Popen([sys.executable, "-m", "backend.worker"])
             code = runner.wait()

@@ -26,8 +26,8 @@ from backend.errors import (
 from backend.logs import add_context, start_context
 from backend.model import CellClassifier
 from backend.operator_routes import install_operator_routes
+from backend.runner_record import READY, STARTING, read_state
 from backend.service import Service
-from backend.worker import READY, STARTING, read_state
 from converters.errors import CellAIError
 
 # Label Studio's own names; ANNOTATIONS_DELETED is plural there.

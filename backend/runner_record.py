@@ -10,6 +10,9 @@ import psutil
 from converters.durable import replacing
 
 FILE_NAME = "worker.json"
+STATE_NAME = "worker.state"
+STARTING = "loading the model"
+READY = "ready"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +65,15 @@ def describe_runner(trunk_id: str) -> RunnerRecord:
         precision=str(fastest_precision(place)).removeprefix("torch."),
         trunk_id=trunk_id,
     )
+
+
+def read_state(data_dir: Path) -> str:
+    """`READY`, or in a sentence what the job runner waits for or died of."""
+    path = data_dir / STATE_NAME
+    return path.read_text() if path.exists() else STARTING
+
+
+def write_state(data_dir: Path, state: str) -> None:
+    """Record the state for `read_state` in other processes."""
+    with replacing(data_dir / STATE_NAME) as path:
+        path.write_text(state)

@@ -8,8 +8,8 @@ from backend.jobs import JobStore, Project
 from backend.label_studio import LabelStudioClient
 from backend.pool import FeatureReader, load_feature_reader
 from backend.registry import Registry, Version
+from backend.runner_record import read_state
 from backend.settings import Settings
-from backend.worker import read_state
 
 # What /setup and /predict name before a project's queue was ever ordered.
 NO_VERSION = "cellai-none"

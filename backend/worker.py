@@ -12,7 +12,6 @@ import signal
 import sys
 import threading
 import time
-from pathlib import Path
 from types import FrameType
 
 from filelock import FileLock, Timeout
@@ -26,9 +25,8 @@ from backend.pool import FeatureReader, load_feature_reader
 from backend.registry import Registry
 from backend.rescoring import outdated_predictions
 from backend.retraining import Retraining
-from backend.runner_record import describe_runner
+from backend.runner_record import READY, STARTING, describe_runner, write_state
 from backend.settings import Settings, read_settings
-from converters.durable import replacing
 from converters.errors import CellAIError, ProjectNotFoundError
 
 POLL_SECONDS = 0.2
@@ -37,22 +35,7 @@ RETRY_SECONDS = 15.0
 # occupies SQLite for about 0.1 s.
 SWEEP_AFTER_QUIET_SECONDS = 60.0
 
-STARTING = "loading the model"
-READY = "ready"
-
 _log = logging.getLogger(__name__)
-
-
-def read_state(data_dir: Path) -> str:
-    """`READY`, or in a sentence what the job runner waits for or died of."""
-    path = data_dir / "worker.state"
-    return path.read_text() if path.exists() else STARTING
-
-
-def write_state(data_dir: Path, state: str) -> None:
-    """Record the state for `read_state` in other processes."""
-    with replacing(data_dir / "worker.state") as path:
-        path.write_text(state)
 
 
 class Worker:

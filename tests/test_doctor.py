@@ -20,7 +20,7 @@ import pytest
 from installation import Installation, free_port, run_cellai, wait_until
 
 from backend.jobs import JobStore
-from backend.worker import READY, write_state
+from backend.runner_record import READY, write_state
 from converters import label_studio_checks, project_checks
 from converters.backend_checks import check_backend
 from converters.backend_client import BackendClient
