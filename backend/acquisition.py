@@ -21,6 +21,12 @@ IntArray = NDArray[np.int64]
 
 STRATEGIES = ("cellai", "entropy", "margin", "bald", "random")
 PRIORITY_STEP = 1e-7  # least distance of two priorities
+
+# Labels are few before the next retraining, so only the head of the queue is chosen jointly.
+JOINTLY_CHOSEN = 60
+CANDIDATES = 400
+BALANCE_POWER = 0.5
+
 CLUSTERS = 20
 COMPONENTS = 50
 REFERENCE_CROPS = 4096
@@ -28,12 +34,10 @@ NEIGHBOURS = 20
 
 
 def queue_priorities(
-    pool_features: FloatArray,  # noqa: ARG001
+    pool_features: FloatArray,
     mc_probabilities: FloatArray,
-    labelled_features: FloatArray,  # noqa: ARG001
-    labels: IntArray,  # noqa: ARG001
+    labels: IntArray,
     *,
-    n_classes: int,  # noqa: ARG001
     strategy: str,
     seed: int,
 ) -> Float64Array:
@@ -42,9 +46,7 @@ def queue_priorities(
     Args:
         pool_features: (N, D).
         mc_probabilities: (T, N, K).
-        labelled_features: (M, D).
-        labels: (M,).
-        n_classes: K.
+        labels: class index of the crops labelled so far, (M,).
         strategy: one of STRATEGIES.
         seed: decides where the strategy is random.
 
@@ -52,28 +54,104 @@ def queue_priorities(
         (N,) in [0, 1], all different, highest to be labelled first.
     """
     uncertainty = _UNCERTAINTIES[strategy](mc_probabilities, seed)
-    if strategy != "cellai":
-        return priorities_along(np.argsort(-uncertainty, kind="stable"), uncertainty)
-    predicted = mc_probabilities.mean(axis=0).argmax(axis=1)
-    return priorities_along(class_balanced_order(uncertainty, predicted), uncertainty)
+    if strategy == "cellai":
+        mean = mc_probabilities.mean(axis=0)
+        order = balanced_diverse_order(pool_features, mean, uncertainty, labels)
+    else:
+        order = np.argsort(-uncertainty, kind="stable")
+    return priorities_along(order, uncertainty)
 
 
-def class_balanced_order(uncertainty: Float64Array, predicted: IntArray) -> IntArray:
-    """Most uncertain first, every class in turn by predicted class.
+def balanced_diverse_order(
+    pool_features: FloatArray,
+    probabilities: FloatArray,
+    uncertainty: Float64Array,
+    labels: IntArray,
+) -> IntArray:
+    """Crops in the order of uncertainty x class balance x diversity.
+
+    The value of a crop is u * sum_k(p_k / sqrt(1 + n_k)) * (1 - s): u its uncertainty (one
+    minus the margin), p_k its class probabilities, n_k the labels of class k, s its largest
+    cosine similarity to a crop chosen before it. The crop of the largest value comes next;
+    n_k then grows by its p_k. Behind the jointly chosen crops s is left out.
 
     Args:
-        uncertainty: (N,).
-        predicted: class index, (N,).
+        pool_features: (N, D).
+        probabilities: (N, K).
+        uncertainty: (N,) in [0, 1].
+        labels: class index of the crops labelled so far, (M,).
+
+    Returns:
+        The crops' indices in the wanted order, (N,).
+
+    Source:
+        Margin: Scheffer et al. 2001. Greedy choice by value and distance: after Kirsch et al.
+        2019 (BatchBALD), arXiv:1906.08158, and Sener & Savarese 2018, arXiv:1708.00489. Why
+        this product of the three: docs/model.md.
+    """
+    counts = 1.0 + np.bincount(labels, minlength=probabilities.shape[1]).astype(np.float64)
+    value = uncertainty * (probabilities @ counts**-BALANCE_POWER)
+    order = np.argsort(-value, kind="stable")
+    candidates = order[:CANDIDATES]
+    chosen = _choose_jointly(
+        _directions(pool_features, candidates),
+        probabilities[candidates],
+        uncertainty[candidates],
+        counts,
+    )
+    left = np.ones(len(order), np.bool_)
+    left[candidates[chosen]] = False
+    return np.concatenate([candidates[chosen], order[left[order]]])
+
+
+def _choose_jointly(
+    directions: FloatArray,
+    probabilities: FloatArray,
+    uncertainty: Float64Array,
+    counts: Float64Array,
+) -> IntArray:
+    """Greedy choice among the candidates; see `balanced_diverse_order`."""
+    counts = counts.copy()
+    similarity = np.zeros(len(directions))
+    is_free = np.ones(len(directions), np.bool_)
+    chosen: list[int] = []
+    for _ in range(min(JOINTLY_CHOSEN, len(directions))):
+        value = uncertainty * (probabilities @ counts**-BALANCE_POWER) * (1 - similarity)
+        best = int(np.where(is_free, value, -1).argmax())
+        is_free[best] = False
+        chosen.append(best)
+        counts += probabilities[best]
+        similarity = np.maximum(similarity, directions @ directions[best])
+    return np.array(chosen, np.int64)
+
+
+def _directions(pool_features: FloatArray, candidates: IntArray) -> FloatArray:
+    """Standardised features of the candidates, scaled to length one."""
+    every = max(1, len(pool_features) // REFERENCE_CROPS)
+    reference = pool_features[::every]
+    mean, spread = reference.mean(axis=0), reference.std(axis=0)
+    inverse = np.where(spread > 0, 1 / np.maximum(spread, 1e-6), 0)
+    standardised = (pool_features[candidates] - mean) * inverse
+    length = np.linalg.norm(standardised, axis=1, keepdims=True)
+    return np.asarray(standardised / np.maximum(length, 1e-6), np.float32)
+
+
+def clusters_in_turn(value: Float64Array, cluster: IntArray) -> IntArray:
+    """Highest value first, every cluster in turn.
+
+    Args:
+        value: (N,).
+        cluster: cluster of each crop, (N,).
 
     Returns:
         The crops' indices in the wanted order, (N,).
     """
-    order = np.argsort(-uncertainty, kind="stable")
+    order = np.argsort(-value, kind="stable")
     turn = np.zeros(len(order), np.int64)
-    for class_idx in np.unique(predicted):
-        of_class = order[predicted[order] == class_idx]
-        turn[of_class] = np.arange(len(of_class))
-    return np.asarray(np.lexsort((-uncertainty, turn)), np.int64)
+    for member in np.unique(cluster):
+        of_cluster = order[cluster[order] == member]
+        turn[of_cluster] = np.arange(len(of_cluster))
+    return np.asarray(np.lexsort((-value, turn)), np.int64)
 
 
 def priorities_along(order: IntArray, uncertainty: Float64Array) -> Float64Array:
@@ -122,7 +200,7 @@ def cold_start_priorities(pool_features: FloatArray, *, seed: int) -> Float64Arr
     typicality = _typicality(embedded, embedded[reference])
     clusters = KMeans(min(CLUSTERS, n_crops), n_init=4, random_state=seed)
     cluster = clusters.fit(embedded[reference]).predict(embedded)
-    order = class_balanced_order(typicality, cluster.astype(np.int64))
+    order = clusters_in_turn(typicality, cluster.astype(np.int64))
     return priorities_along(order, typicality)
 
 

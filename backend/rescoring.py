@@ -78,14 +78,11 @@ def rescore(
     predicted = predict(head, pool.features, passes=parameters.mc_passes, seed=seed)
     scores[pool.is_readable] = 1 - predicted.uncertainty[pool.is_readable]
     if is_open.any():
-        is_known = is_labelled & pool.is_readable
         labels = [snapshot.labels[task.id] for task in pool.tasks if task.id in snapshot.labels]
         priorities = queue_priorities(
             pool.features[is_open],
             predicted.mc_probabilities[:, is_open],
-            pool.features[is_known],
-            np.array(labels, np.int64)[pool.is_readable[is_labelled]],
-            n_classes=len(snapshot.label_config.classes),
+            np.array(labels, np.int64),
             strategy=parameters.acquisition,
             seed=seed,
         )

@@ -218,6 +218,7 @@ class Retraining:
             [str(pool.tasks[row].data.get("group") or pool.tasks[row].id) for row in rows],
             n_classes=len(snapshot.label_config.classes),
             settings=self._training_settings(parameters),
+            pool_features=pool.features[pool.is_readable],
         )
         serving = next((v for v in stored if v.version == project.serving_version), None)
         promoted = (

@@ -81,8 +81,8 @@ def fit(
         groups: source image or field of each crop; never split by the hold-out.
         n_classes: K; classes without a label are allowed.
         settings: how to train.
-        pool_features: (M, D) unlabelled crops, whose mean and spread then scale the
-            features together with the labelled ones.
+        pool_features: (M, D) all crops of the project, whose mean and spread scale the
+            features; the labelled ones alone where it is not given.
 
     Returns:
         The head and its metrics.
@@ -100,7 +100,7 @@ def fit(
     order = _canonical_order(features, labels, groups)
     features, labels = features[order], labels[order]
     named_groups = [groups[index] for index in order]
-    scaling = _scaling(features, pool_features)
+    scaling = _scaling(features if pool_features is None else pool_features)
     held_out = _hold_out(labels, named_groups, seed=settings.seed)
     metrics: dict[str, Metric] = {"n_labels": len(labels), "n_holdout": int(held_out.sum())}
     temperature = 1.0
@@ -231,9 +231,8 @@ def _check_finite(loss: Tensor, parameters: list[Tensor], settings: TrainingSett
     )
 
 
-def _scaling(features: FloatArray, pool_features: FloatArray | None) -> tuple[Tensor, Tensor]:
-    """Mean and inverse spread of each feature over all crops that are known."""
-    known = features if pool_features is None else np.concatenate([features, pool_features])
+def _scaling(known: FloatArray) -> tuple[Tensor, Tensor]:
+    """Mean and inverse spread of each feature over the crops that are known, (M, D)."""
     mean = known.mean(axis=0, dtype=np.float64)
     spread = known.std(axis=0, dtype=np.float64)
     floor = max(float(np.median(spread)) * 1e-2, 1e-6)  # a map that never varies says nothing

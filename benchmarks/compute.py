@@ -162,24 +162,20 @@ def rescoring_numbers() -> Iterator[tuple[str, float]]:
     for n_crops, name in ((10_000, "10k"), (100_000, "100k")):
         pool, _ = _synthetic(n_crops)
         elapsed_s = seconds(
-            lambda pool=pool: rescore_pool(head, pool, features, labels),  # type: ignore[misc]
+            lambda pool=pool: rescore_pool(head, pool, labels),  # type: ignore[misc]
             repetitions=1,
         )
         yield f"rescore_s_{name}", elapsed_s
         yield f"rescore_crops_s_{name}", n_crops / elapsed_s
 
 
-def rescore_pool(
-    head: Head, pool: FloatArray, labelled: FloatArray, labels: NDArray[np.int64]
-) -> None:
+def rescore_pool(head: Head, pool: FloatArray, labels: NDArray[np.int64]) -> None:
     """What a new version costs, Label Studio apart: passes, uncertainties and order."""
     predicted = predict(head, pool, passes=PASSES, seed=0)
     queue_priorities(
         pool,
         predicted.mc_probabilities,
-        labelled,
         labels,
-        n_classes=N_CLASSES,
         strategy="cellai",
         seed=0,
     )

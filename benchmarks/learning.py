@@ -206,9 +206,7 @@ def _order(
     priorities = queue_priorities(
         pool.features[queue],
         mc_probabilities(head, pool.features[queue], passes=settings.mc_passes, seed=settings.seed),
-        pool.features[labelled],
         pool.labels[labelled],
-        n_classes=_k(pool),
         strategy=strategy,
         seed=settings.seed + len(labelled),
     )

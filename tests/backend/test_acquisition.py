@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from backend.acquisition import (
     PRIORITY_STEP,
     STRATEGIES,
-    class_balanced_order,
+    balanced_diverse_order,
+    clusters_in_turn,
     cold_start_priorities,
     priorities_along,
     queue_priorities,
@@ -37,9 +38,7 @@ def test_priorities_are_different_and_in_range(strategy: str, n_crops: int) -> N
     priorities = queue_priorities(
         rng.normal(size=(n_crops, 8)).astype(np.float32),
         draw(n_crops),
-        rng.normal(size=(5, 8)).astype(np.float32),
         np.array([0, 1, 2, 3, 0]),
-        n_classes=4,
         strategy=strategy,
         seed=0,
     )
@@ -64,10 +63,38 @@ def test_plain_uncertainty_is_kept_where_the_order_allows() -> None:
     np.testing.assert_allclose(priorities, uncertainty, atol=1e-5)
 
 
-def test_classes_take_turns() -> None:
-    uncertainty = np.array([0.9, 0.8, 0.7, 0.6, 0.5])
-    predicted = np.array([0, 0, 0, 1, 2])
-    assert class_balanced_order(uncertainty, predicted).tolist() == [0, 3, 4, 1, 2]
+def test_clusters_take_turns() -> None:
+    value = np.array([0.9, 0.8, 0.7, 0.6, 0.5])
+    assert clusters_in_turn(value, np.array([0, 0, 0, 1, 2])).tolist() == [0, 3, 4, 1, 2]
+
+
+def test_of_equally_uncertain_crops_the_rare_class_comes_first() -> None:
+    features = np.eye(4, dtype=np.float32)
+    probabilities = np.array([[0.6, 0.4, 0], [0.6, 0.4, 0], [0, 0.4, 0.6], [1, 0, 0]], np.float32)
+    labels = np.repeat([0, 1], [50, 30])
+    uncertainty = margin_uncertainty(probabilities)
+    order = balanced_diverse_order(features, probabilities, uncertainty, labels)
+    assert order[0] == 2
+    assert order[-1] == 3
+
+
+def test_a_copy_of_a_chosen_crop_waits() -> None:
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(12, 30)).astype(np.float32)
+    features[1] = features[0]
+    probabilities = np.tile(np.array([0.5, 0.5], np.float32), (12, 1))
+    uncertainty = np.array([1.0, 0.999, *np.linspace(0.9, 0.8, 10)])
+    order = balanced_diverse_order(features, probabilities, uncertainty, np.array([0, 1]))
+    assert order[0] == 0
+    assert order[-1] == 1
+
+
+def test_every_crop_is_ordered_once() -> None:
+    mc_probabilities = draw(900)
+    mean = mc_probabilities.mean(axis=0)
+    features = np.random.default_rng(0).normal(size=(900, 8)).astype(np.float32)
+    order = balanced_diverse_order(features, mean, margin_uncertainty(mean), np.array([0, 1]))
+    assert sorted(order) == list(range(900))
 
 
 def test_cold_start_visits_every_cluster_first() -> None:
