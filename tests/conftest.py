@@ -96,7 +96,8 @@ def guarded_label_studio(
         env=environment
         | {
             "LABEL_STUDIO_BASE_DATA_DIR": str(copy),
-            "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT": str(folder),
+            # Above the folders of all tests, so that any of them may be served.
+            "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT": str(tmp_path_factory.getbasetemp()),
         },
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
