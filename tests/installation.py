@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -72,6 +72,7 @@ class Installation:
     process: subprocess.Popen[bytes]
     data_dir: Path
     log: Path
+    other_project_id: int | None = None  # instead of the one of the first import
 
     @property
     def connection_file(self) -> ConnectionFile:
@@ -87,8 +88,17 @@ class Installation:
 
     @property
     def project_id(self) -> int:
-        assert self.connection_file.project_id is not None
-        return self.connection_file.project_id
+        project_id = self.other_project_id or self.connection_file.project_id
+        assert project_id is not None
+        return project_id
+
+    def new_project(self, source: Path, title: str) -> "Installation":
+        """The same installation, looking at a new project of a source without its labels."""
+        answer = run_cellai(
+            "import", source, "--no-labels", "--title", title, "--data-dir", self.data_dir
+        )
+        assert answer.returncode == 0, answer.stderr
+        return replace(self, other_project_id=int(answer.stdout))
 
     def status(self, project_id: int | None = None) -> dict[str, Any]:
         """One project of the backend's status."""

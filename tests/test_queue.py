@@ -2,6 +2,8 @@
 
 import json
 import statistics
+from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -27,6 +29,18 @@ TASK_KEYS = {
     "flags",
     "crop_id",
 }
+
+
+@pytest.fixture(scope="module")
+def demo(demo: Installation, sample_file: Path) -> Iterator[Installation]:
+    """The installation, looking at a project that no other test labels."""
+    own = demo.new_project(sample_file, "queue")
+    wait_until(
+        lambda: demo.status(own.project_id).get("model_version"), deadline_s=90, what="cold start"
+    )
+    wait_until(lambda: own.project()["model_version"], deadline_s=30, what="sorted queue")
+    yield own
+    own.close()
 
 
 def test_every_crop_is_one_task_with_all_keys(demo: Installation, sample_labels: list[str]) -> None:
