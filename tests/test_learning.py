@@ -25,7 +25,11 @@ HELD_OUT_SHARE = 0.5
 
 @pytest.mark.timeout(1500)
 def test_macro_f1_after_300_queue_ordered_labels(
-    backend: OwnBackend, demo: Installation, weights: Path, tmp_path: Path
+    backend: OwnBackend,
+    demo: Installation,
+    weights: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The annotator labels what comes next, 20 cells per version; other fields are the test."""
     source = shared_file("bccd5.seg")
@@ -57,7 +61,8 @@ def test_macro_f1_after_300_queue_ordered_labels(
     version = registry.get(project_id, state.model_version)
     predicted, expected = _evaluate(Head.from_tensors(registry.tensors(version)), weights, held_out)
     score = f1_score(expected, predicted, average="macro")
-    print(f"\nmacro-F1 on {len(expected)} held-out cells after {N_LABELS} labels: {score:.3f}")
+    with capsys.disabled():
+        print(f"\nmacro-F1 on {len(expected)} held-out cells after {N_LABELS} labels: {score:.3f}")
     assert score > 0.6
 
 

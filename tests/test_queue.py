@@ -71,7 +71,7 @@ def test_every_open_task_has_one_prediction_of_the_serving_version(demo: Install
 
 
 def test_labels_retrain_and_resort_the_queue_by_themselves(
-    demo: Installation, sample_labels: list[str]
+    demo: Installation, sample_labels: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """30 labels over the API, nothing else: a new version, sorted, with its metrics."""
     cold = demo.project()["model_version"]
@@ -103,7 +103,8 @@ def test_labels_retrain_and_resort_the_queue_by_themselves(
     assert walk_queue(demo, n_tasks=10, labels=labels) == expected
 
     with_backend, without = statistics.median(submit_s), statistics.median(plain_s)
-    print(f"\nmedian submit {with_backend:.3f} s with backend, {without:.3f} s without")
+    with capsys.disabled():
+        print(f"\nmedian submit {with_backend:.3f} s with backend, {without:.3f} s without")
     assert with_backend <= without + 0.1
 
 
