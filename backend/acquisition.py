@@ -25,7 +25,8 @@ PRIORITY_STEP = 1e-7  # least distance of two priorities
 # Labels are few before the next retraining, so only the head of the queue is chosen jointly.
 JOINTLY_CHOSEN = 60
 CANDIDATES = 400
-BALANCE_POWER = 0.5
+BALANCE_POWER = 0.25
+SIMILARITY_WEIGHT = 0.5
 
 CLUSTERS = 20
 COMPONENTS = 50
@@ -70,7 +71,7 @@ def balanced_diverse_order(
 ) -> IntArray:
     """Crops in the order of uncertainty x class balance x diversity.
 
-    The value of a crop is u * sum_k(p_k / sqrt(1 + n_k)) * (1 - s): u its uncertainty (one
+    The value of a crop is u * sum_k(p_k (1 + n_k)^-1/4) * (1 - s / 2): u its uncertainty (one
     minus the margin), p_k its class probabilities, n_k the labels of class k, s its largest
     cosine similarity to a crop chosen before it. The crop of the largest value comes next;
     n_k then grows by its p_k. Behind the jointly chosen crops s is left out.
@@ -116,7 +117,11 @@ def _choose_jointly(
     is_free = np.ones(len(directions), np.bool_)
     chosen: list[int] = []
     for _ in range(min(JOINTLY_CHOSEN, len(directions))):
-        value = uncertainty * (probabilities @ counts**-BALANCE_POWER) * (1 - similarity)
+        value = (
+            uncertainty
+            * (probabilities @ counts**-BALANCE_POWER)
+            * (1 - SIMILARITY_WEIGHT * similarity)
+        )
         best = int(np.where(is_free, value, -1).argmax())
         is_free[best] = False
         chosen.append(best)

@@ -14,8 +14,8 @@ from backend.features import load_trunk
 from backend.weights import resolve_weights
 from benchmarks.compute import Workload, measure_compute
 from benchmarks.label_studio_import import import_seconds
-from benchmarks.labelled_features import LabelledFeatures, read_labelled_features
-from benchmarks.learning import FULL_STRATEGIES, STRATEGIES, Run, simulate, split
+from benchmarks.labelled_features import read_labelled_features
+from benchmarks.learning import FULL_STRATEGIES, STRATEGIES, simulate_all
 from benchmarks.model_checks import measure_model
 from benchmarks.results import Results, learning_numbers
 from converters.sample import write_sample_crops
@@ -86,24 +86,13 @@ def _measure_learning(results: Results, paths: list[Path] | None, *, full: bool)
         initializer=torch.set_num_threads,
         initargs=(1,),
     ) as pool:
-        for runs in pool.map(_simulate_all, *zip(*jobs, strict=True)):
+        for runs in pool.map(simulate_all, *zip(*jobs, strict=True)):
             results.add_runs(runs)
     for name, value in learning_numbers(results.runs):
         results.add(name, value)
     for data in datasets:
         for name, value in measure_model(data, cache):
             results.add(f"{name}_{data.name}", value)
-
-
-def _simulate_all(
-    data: LabelledFeatures,
-    seed: int,
-    is_balanced: bool,  # noqa: FBT001 (map passes by position)
-    strategies: tuple[str, ...],
-) -> list[Run]:
-    """All strategies on one split, which they share."""
-    cells = split(data, seed=seed, balanced=is_balanced)
-    return [simulate(cells, strategy=strategy, seed=seed) for strategy in strategies]
 
 
 def _sources(paths: list[Path] | None) -> dict[str, Path]:

@@ -23,9 +23,9 @@ BATCH = 20
 BUDGET = 300
 TEST_SHARE = 1 / 3
 FULL_SCORE_SHARE = 0.95
-# entropy of the mean of 5 passes: the acquisition of the project this one succeeds
 STRATEGIES = ("random", "entropy", "margin", "bald", "cellai")
-FULL_STRATEGIES = (*STRATEGIES, "entropy_5_passes")
+# The acquisition of the project this one succeeds, and what the cold start alone gives.
+FULL_STRATEGIES = (*STRATEGIES, "entropy_5_passes", "margin_after_cold_start")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,17 @@ class Split:
     full_macro_f1: float
 
 
+def simulate_all(
+    data: LabelledFeatures,
+    seed: int,
+    balanced: bool,  # noqa: FBT001 (a process pool passes by position)
+    strategies: tuple[str, ...],
+) -> list[Run]:
+    """All strategies on one split, which they share."""
+    cells = split(data, seed=seed, balanced=balanced)
+    return [simulate(cells, strategy=strategy, seed=seed) for strategy in strategies]
+
+
 def split(data: LabelledFeatures, *, seed: int, balanced: bool) -> Split:
     """Pool and test by group, and what a head trained on the whole pool reaches.
 
@@ -97,11 +108,10 @@ def simulate(cells: Split, *, strategy: str, seed: int) -> Run:
     """
     settings = TrainingSettings(seed=seed)
     if strategy == "entropy_5_passes":
-        strategy_used, settings = "entropy", replace(settings, mc_passes=5)
-    else:
-        strategy_used = strategy
+        settings = replace(settings, mc_passes=5)
+    criterion = strategy.split("_")[0]
     pool = cells.pool
-    labelled = _cold_start(pool, strategy=strategy_used, seed=seed)
+    labelled = _first_cells(pool, strategy=strategy, seed=seed)
     points: list[Point] = []
     target = FULL_SCORE_SHARE * cells.full_macro_f1
     while True:
@@ -113,7 +123,7 @@ def simulate(cells: Split, *, strategy: str, seed: int) -> Run:
         points.append(measure(head, cells.test, n_labels=len(labelled), seed=seed))
         if not len(queue) or (len(labelled) >= BUDGET and _reached(points, target) is not None):
             break
-        order = _order(head, pool, queue, labelled, strategy=strategy_used, settings=settings)
+        order = _order(head, pool, queue, labelled, strategy=criterion, settings=settings)
         step = BATCH if len(labelled) < BUDGET else 3 * BATCH
         labelled = np.append(labelled, queue[order[:step]])
     return Run(
@@ -186,11 +196,11 @@ def _fit(pool: LabelledFeatures, labelled: IntArray, *, settings: TrainingSettin
     ).head
 
 
-def _cold_start(pool: LabelledFeatures, *, strategy: str, seed: int) -> IntArray:
-    """The first cells; random sampling has no cold start."""
-    if strategy == "random":
-        return np.random.default_rng(seed).permutation(len(pool.labels))[:BATCH]
-    return np.argsort(-cold_start_priorities(pool.features, seed=seed))[:BATCH]
+def _first_cells(pool: LabelledFeatures, *, strategy: str, seed: int) -> IntArray:
+    """The first batch: by cold start, or random for the baselines, which have none."""
+    if strategy in {"cellai", "margin_after_cold_start"}:
+        return np.argsort(-cold_start_priorities(pool.features, seed=seed))[:BATCH]
+    return np.random.default_rng(seed).permutation(len(pool.labels))[:BATCH]
 
 
 def _order(
