@@ -109,7 +109,7 @@ def simulate(cells: Split, *, strategy: str, seed: int) -> Run:
     settings = TrainingSettings(seed=seed)
     if strategy == "entropy_5_passes":
         settings = replace(settings, mc_passes=5)
-    criterion = strategy.split("_")[0]
+    criterion = strategy.split("_", maxsplit=1)[0]
     pool = cells.pool
     labelled = _first_cells(pool, strategy=strategy, seed=seed)
     points: list[Point] = []
