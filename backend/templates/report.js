@@ -41,7 +41,9 @@ const follow = async () => {
   if (!project) return;
   const job = project.jobs[0] || {};
   const found = [project.model_version, job.id, job.state].join(" ");
-  if (seen !== null && seen !== found) location.reload();
+  // The version may have changed between the page's making and the first look.
+  const isOld = (project.model_version || "") !== document.body.dataset.version;
+  if (isOld || (seen !== null && seen !== found)) location.reload();
   seen = found;
   const state = document.getElementById("state");
   state.classList.toggle("working", job.state === "running");
