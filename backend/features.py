@@ -1,4 +1,4 @@
-"""Pixels to features: the frozen VGG16 convolutions, tapped at three depths and pooled.
+"""Pixels to features: a frozen network (VGG16), tapped at three depths and pooled.
 
 Everything here is deterministic and the same for every project, so that its results are
 cached by content (`feature_cache`) and computed once per crop. Training and Monte-Carlo
@@ -15,18 +15,16 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
 from torch.nn import functional
-from torchvision.models.vgg import cfgs, make_layers
 
 from backend.errors import WeightsError
+from backend.networks import DEFAULT_NETWORK, INPUT_PX, Network, build_network
 
 FloatArray = NDArray[np.float32]
 HalfArray = NDArray[np.float16]
 UInt8Array = NDArray[np.uint8]
 
-# ReLU of conv3_3, conv4_3 and conv5_1 in torchvision's numbering of `vgg16().features`
-TAPS: tuple[int, ...] = (15, 22, 25)
-INPUT_PX = 96
 BATCH = 32
 # A crop's cell is in its middle: maps are pooled with a Gaussian weight there, and in colour
 # pictures, which have no mask, what lies around is faded to the background. Parts of INPUT_PX.
@@ -35,7 +33,7 @@ FADING_SIGMA = 0.25
 AMPLITUDE_GAIN = 3.0
 TRANSFORM = "1"  # raise when the way from pixels to features changes
 
-# What the weights were trained with. Source: torchvision, VGG16_Weights.IMAGENET1K_V1
+# What the weights were trained with. Source: torchvision, the transforms of IMAGENET1K_V1
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
 
@@ -76,36 +74,36 @@ class Trunk:
     """Frozen convolutions on one device, in one precision.
 
     Args:
-        layers: VGG16's convolutional layers up to the deepest tap, in order.
-        device: where they run.
+        network: whose taps are read; takes over the tensors and the device.
+        tensors: its weights by name, as `Network.tensor_shapes` lists them, float32.
+        device: where it runs.
         precision: bfloat16 or float32.
-        weights_digest: identifies the weights; part of `trunk_id`.
     """
 
     def __init__(
         self,
-        layers: nn.Sequential,
+        network: Network,
+        tensors: dict[str, Tensor],
         *,
         device: torch.device,
         precision: torch.dtype,
-        weights_digest: str,
     ) -> None:
-        self._layers = layers.eval().requires_grad_(requires_grad=False).to(device, precision)
-        self._layers = self._layers.to(memory_format=torch.channels_last)
+        self.network = network.name
         self.device = device
         self.precision = precision
+        self._taps = network.taps
+        self._layers = _with_weights(network, tensors, device=device, precision=precision)
         self._mean = torch.tensor(_MEAN, device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(_STD, device=device).view(1, 3, 1, 1)
         self._fading = centre_weights(INPUT_PX, FADING_SIGMA).to(device)
-        widths = [_width(layers, tap) for tap in TAPS]
-        self.feature_dim = 2 * sum(widths)
-        self.activation_shape = (widths[-1], INPUT_PX // 16, INPUT_PX // 16)
-        self.readout = Readout(
-            slice(self.feature_dim - 2 * widths[-1], self.feature_dim - widths[-1])
-        )
+        self.activation_shape = network.map_shapes[-1]
+        self.feature_dim = 2 * sum(channels for channels, _, _ in network.map_shapes)
+        deepest = self.activation_shape[0]
+        self.readout = Readout(slice(self.feature_dim - 2 * deepest, self.feature_dim - deepest))
         recipe = (
-            f"vgg16 {weights_digest} taps {TAPS} input {INPUT_PX} pooling {POOLING_SIGMA} "
-            f"fading {FADING_SIGMA} gain {AMPLITUDE_GAIN} {precision} {device.type} {TRANSFORM}"
+            f"{network.name} {_digest(tensors)} taps {network.taps} input {INPUT_PX} "
+            f"pooling {POOLING_SIGMA} fading {FADING_SIGMA} gain {AMPLITUDE_GAIN} "
+            f"{precision} {device.type} {TRANSFORM}"
         )
         self.trunk_id = hashlib.sha256(recipe.encode()).hexdigest()[:16]
 
@@ -156,12 +154,9 @@ class Trunk:
         Returns:
             Pooled taps (n, D) float32 and the deepest tap (n, C, h, w).
         """
-        pooled: list[Tensor] = []
-        for index, layer in enumerate(self._layers):
-            maps = layer(maps)
-            if index in TAPS:
-                pooled.extend(pooled_mean_and_spread(maps))
-        return torch.cat(pooled, dim=1), maps
+        tapped = self._layers(maps)
+        pooled = [part for tap in self._taps for part in pooled_mean_and_spread(tapped[tap])]
+        return torch.cat(pooled, dim=1), tapped[self._taps[-1]]
 
 
 def fit_to_input(pixels: Tensor) -> Tensor:
@@ -232,24 +227,23 @@ def pooled_mean_and_spread(maps: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (variance + 1e-6).sqrt()
 
 
-def load_trunk(weights: Path, *, device: str | None = None) -> Trunk:
+def load_trunk(
+    weights: Path, *, network: str = DEFAULT_NETWORK, device: str | None = None
+) -> Trunk:
     """The trunk with the weights of a safetensors file.
 
     Args:
         weights: file with torchvision's names, `features.0.weight` and so on.
+        network: torchvision's name of the network.
         device: "cpu" or "cuda"; by default CUDA where there is one.
 
     Raises:
-        WeightsError: the file cannot be read or lacks a tensor of VGG16.
+        WeightsError: the file cannot be read or lacks a tensor, or the network cannot be a trunk.
     """
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    with torch.device("meta"):
-        layers = make_layers(cfgs["D"], batch_norm=False)[: TAPS[-1] + 1]
-    tensors = _read_weights(weights, set(layers.state_dict()))
-    layers.load_state_dict(tensors, assign=True)
-    return Trunk(
-        layers, device=place, precision=fastest_precision(place), weights_digest=_digest(tensors)
-    )
+    cut = build_network(network)
+    tensors = _read_weights(weights, set(cut.tensor_shapes()))
+    return Trunk(cut, tensors, device=place, precision=fastest_precision(place))
 
 
 def fastest_precision(device: torch.device) -> torch.dtype:
@@ -267,15 +261,30 @@ def _read_weights(weights: Path, names: set[str]) -> dict[str, Tensor]:
     except (OSError, SafetensorError) as error:
         raise WeightsError(
             f"The weights file {weights} cannot be read: {error}.",
-            hint="Give a safetensors file with VGG16's convolutions.",
+            hint="Give a safetensors file with the trunk's weights in torchvision's naming.",
         ) from error
-    missing = sorted(name for name in names if f"features.{name}" not in stored)
+    missing = sorted(names - stored.keys())
     if missing:
         raise WeightsError(
-            f"The weights file {weights} lacks features.{missing[0]} and {len(missing) - 1} more.",
-            hint="Give a safetensors file with VGG16's convolutions in torchvision's naming.",
+            f"The weights file {weights} lacks {missing[0]} and {len(missing) - 1} more.",
+            hint="Give a safetensors file with the trunk's weights in torchvision's naming.",
         )
-    return {name: stored[f"features.{name}"].float() for name in names}
+    return {name: stored[name].float() for name in names}
+
+
+def _with_weights(
+    network: Network, tensors: dict[str, Tensor], *, device: torch.device, precision: torch.dtype
+) -> nn.Module:
+    """The network with its weights in place, frozen, batch normalisation folded in."""
+    counters = {
+        name: torch.tensor(0)
+        for name in network.layers.state_dict()
+        if name.endswith("num_batches_tracked")
+    }
+    network.layers.load_state_dict(tensors | counters, assign=True)
+    layers: nn.Module = fuse(network.layers, no_trace=True) if counters else network.layers
+    layers = layers.requires_grad_(requires_grad=False).to(device, precision)
+    return layers.to(memory_format=torch.channels_last)
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:
@@ -284,8 +293,3 @@ def _digest(tensors: dict[str, Tensor]) -> str:
         digest.update(name.encode())
         digest.update(tensors[name].contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _width(layers: nn.Sequential, tap: int) -> int:
-    convolution = layers[tap - 1]
-    return int(convolution.out_channels)  # type: ignore[arg-type]

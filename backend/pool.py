@@ -143,8 +143,10 @@ def load_feature_reader(settings: Settings, client: LabelStudioClient) -> Featur
     Raises:
         WeightsError: no usable weights.
     """
-    weights = resolve_weights(settings.weights, cache_dir=settings.data_dir / "weights")
-    trunk = load_trunk(weights)
+    weights = resolve_weights(
+        settings.weights, cache_dir=settings.data_dir / "weights", network=settings.trunk
+    )
+    trunk = load_trunk(weights, network=settings.trunk)
     cache = FeatureCache(
         settings.data_dir / "features", trunk, max_bytes=int(settings.feature_cache_gb * 1e9)
     )

@@ -38,6 +38,7 @@ class Version:
     trunk_id: str
     parameters: dict[str, object]
     created_at: str  # ISO 8601, UTC
+    trunk: str = "vgg16"  # name of its network
     promoted: bool = True  # False: kept, but worse than the serving version
     metrics: dict[str, object] = field(default_factory=dict)
     head_sha256: str = ""  # '' for a cold start, which has no head

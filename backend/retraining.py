@@ -205,6 +205,7 @@ class Retraining:
             n_labels=len(rows),
             labels_digest=digest,
             trunk_id=self._features.trunk.trunk_id,
+            trunk=self._features.trunk.network,
             parameters=parameters.model_dump(),
             created_at=datetime.now(UTC).isoformat(),
         )

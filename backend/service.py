@@ -81,6 +81,7 @@ class Service:
                         "n_labels": version.n_labels,
                         "metrics": version.metrics,
                         "parameters": version.parameters,
+                        "trunk": version.trunk,
                         "promoted": version.promoted,
                         "created_at": version.created_at,
                     }

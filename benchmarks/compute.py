@@ -18,15 +18,17 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from torchcam.methods import GradCAM
 from torchvision.models import vgg16
 from torchvision.models.vgg import cfgs, make_layers
 
 from backend.acquisition import queue_priorities
 from backend.feature_cache import FeatureCache, content_key
-from backend.features import BATCH, INPUT_PX, TAPS, Extracted, Trunk
+from backend.features import BATCH, Extracted, Trunk
 from backend.gradcam import gradcam
 from backend.head import DROPOUT, Head, draw_masks, fresh_head, masked_logits
+from backend.networks import DEFAULT_NETWORK, INPUT_PX, build_network
 from backend.prediction import predict
 from backend.training import TrainingSettings, fit
 
@@ -100,15 +102,11 @@ def trunk_numbers(work: Workload, peak: float) -> Iterator[tuple[str, float]]:
 
 
 def trunk_flops(size_px: int) -> float:
-    """Floating-point operations of the convolutions that the trunk runs, for one crop."""
-    side, channels, total = size_px, 3, 0.0
-    for layer in make_layers(cfgs["D"], batch_norm=False)[: TAPS[-1] + 1]:
-        if isinstance(layer, nn.Conv2d):
-            total += 2 * 9 * channels * layer.out_channels * side**2
-            channels = layer.out_channels
-        elif isinstance(layer, nn.MaxPool2d):
-            side //= 2
-    return total
+    """Floating-point operations of the layers that the trunk runs, for one crop."""
+    network = build_network(DEFAULT_NETWORK)
+    with FlopCounterMode(display=False) as counter:
+        network.layers(torch.empty(1, 3, size_px, size_px, device="meta"))
+    return float(counter.get_total_flops())
 
 
 def prediction_numbers(work: Workload) -> Iterator[tuple[str, float]]:

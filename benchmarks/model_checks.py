@@ -9,9 +9,10 @@ from scipy.stats import spearmanr
 from torch.nn import functional
 
 from backend.feature_cache import FeatureCache
-from backend.features import INPUT_PX, Readout
+from backend.features import Readout
 from backend.gradcam import gradcam
 from backend.head import Head, fresh_head, mc_probabilities
+from backend.networks import INPUT_PX
 from backend.training import TrainingSettings, fit
 from backend.uncertainty import margin_uncertainty
 from benchmarks.labelled_features import LabelledFeatures

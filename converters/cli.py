@@ -85,7 +85,7 @@ def up(
     backend_port: Annotated[int, typer.Option("--backend-port", min=1, max=65535)] = 9090,
     no_browser: Annotated[bool, typer.Option("--no-browser")] = False,
     weights: Annotated[
-        Path | None, typer.Option("--weights", help="VGG16 convolutions (safetensors).")
+        Path | None, typer.Option("--weights", help="Weights of the network (safetensors).")
     ] = None,
     label_config: LabelConfigFile = None,
     classes: Classes = "",

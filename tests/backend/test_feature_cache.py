@@ -9,16 +9,11 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torchvision.models.vgg import cfgs, make_layers
+from seeded_networks import seeded_trunk
 
 from backend.feature_cache import FeatureCache, content_key
-from backend.features import INPUT_PX, TAPS, Trunk, fit_to_input
-
-
-def seeded_trunk(digest: str = "seeded") -> Trunk:
-    torch.manual_seed(0)
-    layers = make_layers(cfgs["D"], batch_norm=False)[: TAPS[-1] + 1]
-    return Trunk(layers, device=torch.device("cpu"), precision=torch.float32, weights_digest=digest)
+from backend.features import Trunk, fit_to_input
+from backend.networks import INPUT_PX
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +93,7 @@ def test_other_weights_never_read_these_records(
     FeatureCache(tmp_path, trunk, max_bytes=10**9).put_many(
         keys, trunk.extract(pixels, mode="both")
     )
-    other = FeatureCache(tmp_path, seeded_trunk("other"), max_bytes=10**9)
+    other = FeatureCache(tmp_path, seeded_trunk(seed=1), max_bytes=10**9)
     assert not other.get_features(keys)[1].any()
 
 

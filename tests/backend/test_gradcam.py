@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from seeded_networks import NETWORKS, seeded_trunk
 from torch import Tensor, nn
 from torchcam.methods import GradCAM
-from torchvision.models.vgg import cfgs, make_layers
 
-from backend.features import TAPS, Trunk, pooled_mean_and_spread
+from backend.features import Trunk, pooled_mean_and_spread
 from backend.gradcam import gradcam
 from backend.head import Head, fresh_head
 
@@ -17,35 +17,22 @@ N_CLASSES = 3
 class Assembled(nn.Module):
     """Trunk, pooling and head as one ordinary network, which the library can hook."""
 
-    def __init__(self, layers: nn.Sequential, head: Head) -> None:
+    def __init__(self, trunk: Trunk, head: Head) -> None:
         super().__init__()
-        self.layers = layers
+        self.trunk = trunk._layers
+        self.deepest = nn.Identity()
         self.head = head
 
     def forward(self, maps: Tensor) -> Tensor:
-        pooled: list[Tensor] = []
-        for index, layer in enumerate(self.layers):
-            maps = layer(maps)
-            if index in TAPS:
-                pooled.extend(pooled_mean_and_spread(maps))
+        tapped = list(self.trunk(maps).values())
+        tapped[-1] = self.deepest(tapped[-1])
+        pooled = [part for maps in tapped for part in pooled_mean_and_spread(maps)]
         return self.head.logits(torch.cat(pooled, dim=1))
 
 
-@pytest.fixture(scope="module")
-def layers() -> nn.Sequential:
-    torch.manual_seed(0)
-    layers: nn.Sequential = make_layers(cfgs["D"], batch_norm=False)[: TAPS[-1] + 1]
-    for layer in layers:
-        if isinstance(layer, nn.ReLU):
-            layer.inplace = False  # the library hooks what an in-place layer would overwrite
-    layers.eval()
-    return layers
-
-
-def test_equals_the_library(layers: nn.Sequential) -> None:
-    trunk = Trunk(
-        layers, device=torch.device("cpu"), precision=torch.float32, weights_digest="seeded"
-    )
+@pytest.mark.parametrize("network", NETWORKS)
+def test_equals_the_library(network: str) -> None:
+    trunk = seeded_trunk(network)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3), np.uint8)
     inputs = trunk._prepare(pixels, "phase")
     features, activations = trunk.pool_maps(inputs)
@@ -65,9 +52,9 @@ def test_equals_the_library(layers: nn.Sequential) -> None:
     )
 
     assert ours.max() == pytest.approx(1, abs=1e-3)
-    model = Assembled(layers, head)
+    model = Assembled(trunk, head)
     for row, chosen in enumerate(class_idx):
-        with GradCAM(model, target_layer=f"layers.{TAPS[-1]}") as library:
+        with GradCAM(model, target_layer="deepest") as library:
             scores = model(inputs[row : row + 1].clone().requires_grad_())
             (theirs,) = library(int(chosen), scores)
         np.testing.assert_allclose(ours[row], theirs[0].detach().numpy(), atol=1e-4)
