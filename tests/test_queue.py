@@ -131,7 +131,8 @@ def test_status_lists_versions_jobs_and_open_tasks(demo: Installation) -> None:
     assert answer.returncode == 0, answer.stderr
     (project,) = (p for p in json.loads(answer.stdout) if p["project_id"] == demo.project_id)
     assert project["model_version"] == demo.project()["model_version"]
-    assert {"version", "n_labels", "metrics"} <= set(project["versions"][0])
+    assert {"version", "n_labels", "metrics", "trunk"} <= set(project["versions"][0])
+    assert project["versions"][0]["trunk"] == "vgg16"
     assert project["jobs"][0]["state"] in {"running", "done"}
     assert project["open_tasks"] == sum(not task["is_labeled"] for task in demo.tasks())
 
