@@ -119,12 +119,14 @@ def masked_logits(head: Head, standardised: Tensor, mask: DropoutMask) -> Tensor
     Returns:
         (N, K), equal to those of dense layers with the dropped units set to zero.
     """
-    # Rows of the transposed crops are gathered, 1.8 times faster than columns (measured).
-    kept_inputs = standardised.T.index_select(0, mask.inputs) / (1 - DROPOUT)
+    # Rows of the transposed crops are gathered, 1.8 times faster than columns (measured). What is
+    # kept is enlarged to keep its mean: in the weights, which are fewer than the crops.
+    kept_inputs = standardised.T.index_select(0, mask.inputs)
     weight = head.hidden_weight.index_select(0, mask.inputs).index_select(1, mask.hidden)
-    hidden = torch.relu(weight.T @ kept_inputs + head.hidden_bias[mask.hidden, None])
-    hidden = hidden.T / (1 - DROPOUT)
-    return (hidden @ head.class_weight[mask.hidden] + head.class_bias) / head.temperature
+    bias = head.hidden_bias[mask.hidden, None]
+    hidden = torch.relu(torch.addmm(bias, weight.T / (1 - DROPOUT), kept_inputs))
+    class_weight = head.class_weight[mask.hidden] / (1 - DROPOUT) / head.temperature
+    return torch.addmm(head.class_bias / head.temperature, hidden.T, class_weight)
 
 
 @torch.inference_mode()

@@ -24,6 +24,7 @@ from torchvision.models import vgg16
 from torchvision.models.vgg import cfgs, make_layers
 
 from backend.acquisition import queue_priorities
+from backend.cards import render_card
 from backend.feature_cache import FeatureCache, content_key
 from backend.features import BATCH, Extracted, Trunk
 from backend.gradcam import gradcam
@@ -38,6 +39,8 @@ UInt8Array = NDArray[np.uint8]
 GEMM_SIDE = 4096
 PASSES = 50
 N_CLASSES = 5
+MASK_CROPS = 1024
+MASK_PASSES = 5
 ORIGINAL_PASSES = 5  # of the project this one succeeds
 
 
@@ -64,6 +67,7 @@ def measure_compute(work: Workload) -> Iterator[tuple[str, float]]:
     yield from shared_mask_numbers()
     yield from retraining_numbers()
     yield from rescoring_numbers()
+    yield from card_numbers(work)
     yield from cache_numbers(work)
 
 
@@ -179,6 +183,26 @@ def rescore_pool(head: Head, pool: FloatArray, labels: NDArray[np.int64]) -> Non
     )
 
 
+def card_numbers(work: Workload) -> Iterator[tuple[str, float]]:
+    """Time and size of one card, its Grad-CAM apart."""
+    heat = np.random.default_rng(0).random((6, 6), np.float32)
+    probabilities = np.full(N_CLASSES, 1 / N_CLASSES, np.float32)
+
+    def card() -> str:
+        return render_card(
+            cell=work.pixels[0],
+            heat=heat,
+            classes=[f"class {idx}" for idx in range(N_CLASSES)],
+            probabilities=probabilities,
+            uncertainty=1.0,
+            model_version="cellai-0001",
+            n_labels=200,
+        )
+
+    yield "card_ms", 1e3 * seconds(card, repetitions=50)
+    yield "card_bytes", len(card().encode())
+
+
 def cache_numbers(work: Workload) -> Iterator[tuple[str, float]]:
     """Disk per crop, and what opening and reading a cache of 100,000 crops takes."""
     with tempfile.TemporaryDirectory() as folder:
@@ -266,7 +290,8 @@ def _original_prediction(network: nn.Module, maps: Tensor) -> None:
         library(int(scores.argmax()), scores)
 
 
-def _shared_mask_speedup(n_inputs: int, n_hidden: int, *, n_crops: int = 32) -> float:
+def _shared_mask_speedup(n_inputs: int, n_hidden: int) -> float:
+    """Of many crops at once, as in rescoring; with few, gathering the weights costs more."""
     rng = np.random.default_rng(0)
     hidden = torch.from_numpy(rng.standard_normal((n_inputs, n_hidden), np.float32))
     classes = torch.from_numpy(rng.standard_normal((n_hidden, N_CLASSES), np.float32))
@@ -279,7 +304,7 @@ def _shared_mask_speedup(n_inputs: int, n_hidden: int, *, n_crops: int = 32) -> 
         class_bias=torch.zeros(N_CLASSES),
         temperature=torch.tensor(1.0),
     )
-    inputs = torch.from_numpy(rng.standard_normal((n_crops, n_inputs), np.float32))
+    inputs = torch.from_numpy(rng.standard_normal((MASK_CROPS, n_inputs), np.float32))
     shared_s = seconds(lambda: _shared_passes(head, inputs), repetitions=3)
     independent_s = seconds(lambda: _independent_passes(head, inputs), repetitions=3)
     return independent_s / shared_s
@@ -287,14 +312,14 @@ def _shared_mask_speedup(n_inputs: int, n_hidden: int, *, n_crops: int = 32) -> 
 
 @torch.inference_mode()
 def _shared_passes(head: Head, inputs: Tensor) -> None:
-    for mask in draw_masks(*head.hidden_weight.shape, passes=10, seed=0):
+    for mask in draw_masks(*head.hidden_weight.shape, passes=MASK_PASSES, seed=0):
         masked_logits(head, inputs, mask)
 
 
 @torch.inference_mode()
 def _independent_passes(head: Head, inputs: Tensor) -> None:
     generator = torch.Generator().manual_seed(0)
-    for _ in range(10):
+    for _ in range(MASK_PASSES):
         kept = torch.rand(inputs.shape, generator=generator) >= DROPOUT
         hidden = torch.relu((inputs * kept / (1 - DROPOUT)) @ head.hidden_weight + head.hidden_bias)
         kept = torch.rand(hidden.shape, generator=generator) >= DROPOUT

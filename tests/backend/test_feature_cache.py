@@ -1,7 +1,11 @@
 """Features and the cache: deterministic, by content, damaged or stale records count as missing."""
 
+import itertools
 import sqlite3
+import time
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,7 @@ from numpy.typing import NDArray
 from seeded_networks import seeded_trunk
 
 from backend.feature_cache import FeatureCache, content_key
-from backend.features import Trunk, fit_to_input
+from backend.features import Extracted, Trunk, fit_to_input
 from backend.networks import INPUT_PX
 
 
@@ -114,3 +118,66 @@ def test_known_pictures_need_not_be_read(trunk: Trunk, tmp_path: Path) -> None:
     cache.remember(["a|1|2"], ["ab" * 32], mode="both")
     assert cache.known_keys(["a|1|2", "a|1|3"], mode="both") == ["ab" * 32, None]
     assert cache.known_keys(["a|1|2"], mode="phase") == [None]
+
+
+PATIENCE_S = 180  # a process of its own first loads torch
+
+
+def made_up(trunk: Trunk, number: int) -> tuple[str, Extracted]:
+    """A record all of whose values tell its number."""
+    features = np.full((1, trunk.feature_dim), number, np.float32)
+    activations = np.full((1, *trunk.activation_shape), number, np.float16)
+    return f"{number:064x}", Extracted(features, activations)
+
+
+def write_on(folder: Path, count: int) -> None:
+    """Runs in a process of its own."""
+    trunk = seeded_trunk()
+    cache = FeatureCache(folder, trunk, max_bytes=10**9)
+    for number in range(1, count + 1):
+        key, extracted = made_up(trunk, number)
+        cache.put_many([key], extracted)
+
+
+def read_until_complete(folder: Path, count: int) -> int:
+    """Runs in a process of its own; gives how often it looked before all was there."""
+    cache = FeatureCache(folder, seeded_trunk(), max_bytes=10**9)
+    keys = [f"{number:064x}" for number in range(1, count + 1)]
+    deadline = time.monotonic() + PATIENCE_S
+    for looks in itertools.count(1):
+        features, found = cache.get_features(keys)
+        assert (features[found] == 1 + np.flatnonzero(found)[:, None]).all()
+        assert found[: found.sum()].all()  # what was written first is there first
+        if found.all():
+            return looks
+        assert time.monotonic() < deadline
+    raise AssertionError
+
+
+def test_several_processes_read_while_one_writes(tmp_path: Path) -> None:
+    with ProcessPoolExecutor(3, mp_context=get_context("spawn")) as processes:
+        readers = [processes.submit(read_until_complete, tmp_path, 300) for _ in range(2)]
+        processes.submit(write_on, tmp_path, 300).result()
+        assert all(reader.result() >= 1 for reader in readers)
+
+
+def test_writer_killed_at_any_moment_leaves_whole_records(trunk: Trunk, tmp_path: Path) -> None:
+    writer = get_context("spawn").Process(target=write_on, args=(tmp_path, 100_000), daemon=True)
+    writer.start()
+    cache = FeatureCache(tmp_path, trunk, max_bytes=10**9)
+    keys = [made_up(trunk, number)[0] for number in range(1, 2001)]
+    deadline = time.monotonic() + PATIENCE_S
+    while cache.get_features(keys)[1].sum() < 20:
+        assert time.monotonic() < deadline
+    writer.kill()
+    writer.join()
+
+    features, found = cache.get_features(keys)
+    activations, also_found = cache.get_activations(keys)
+    assert 20 <= found.sum() < len(keys)
+    np.testing.assert_array_equal(found, also_found)
+    assert (features[found] == 1 + np.flatnonzero(found)[:, None]).all()
+    assert (activations[found][:, 0, 0, 0] == 1 + np.flatnonzero(found)).all()
+    key, extracted = made_up(trunk, 5000)
+    cache.put_many([key], extracted)
+    assert cache.get_features([key])[1].all()
