@@ -23,7 +23,7 @@ CREATE TABLE IF NOT EXISTS projects (
     new_labels INTEGER NOT NULL DEFAULT 0, -- labels announced since the last job began
     last_event_at REAL NOT NULL DEFAULT 0, -- unix seconds
     forced INTEGER NOT NULL DEFAULT 0,     -- skip the quiet period
-    demanded INTEGER NOT NULL DEFAULT 0,   -- a person asked: train even if nothing changed
+    demanded INTEGER NOT NULL DEFAULT 0,   -- mark with which a person asked to train in any case
     retry_at REAL NOT NULL DEFAULT 0       -- unix seconds; not before, after a failure
 );
 CREATE TABLE IF NOT EXISTS jobs (
@@ -153,9 +153,9 @@ class JobStore:
         with self._transaction() as connection:
             cursor = connection.execute(
                 "UPDATE projects SET events = events + 1, new_labels = new_labels + ?,"
-                " forced = max(forced, ?), demanded = max(demanded, ?), retry_at = 0,"
+                " forced = max(forced, ?), demanded = iif(?, events + 1, demanded), retry_at = 0,"
                 " last_event_at = ? WHERE id = ?",
-                (new_labels, int(at_once or demanded), int(demanded), time.time(), project_id),
+                (new_labels, int(at_once or demanded), demanded, time.time(), project_id),
             )
             return cursor.rowcount == 1
 
@@ -212,7 +212,7 @@ class JobStore:
         """Open a job that will cover every mark `project` shows; returns the job's id."""
         with self._transaction() as connection:
             connection.execute(
-                "UPDATE projects SET new_labels = 0, forced = 0, demanded = 0 WHERE id = ?",
+                "UPDATE projects SET new_labels = 0, forced = 0 WHERE id = ?",
                 (project.id,),
             )
             now = time.time()
@@ -336,8 +336,9 @@ class JobStore:
 
 def _project(row: sqlite3.Row) -> Project:
     columns = dict(row)
-    flags = {name: bool(columns[name]) for name in ("forced", "demanded")}
-    return Project(**(columns | flags))
+    # a demand is over only when a job that saw it has ended
+    is_demanded = columns["demanded"] > columns["handled"]
+    return Project(**(columns | {"forced": bool(columns["forced"]), "demanded": is_demanded}))
 
 
 def _job(row: sqlite3.Row) -> Job:

@@ -64,6 +64,31 @@ def test_demand_is_due_at_once_and_only_once(store: JobStore) -> None:
     assert not only(store).demanded
 
 
+def test_demand_outlives_a_failure_and_a_crash(store: JobStore, tmp_path: Path) -> None:
+    store.set_up(7, extra_params="")
+    handled(store)
+    store.mark(7, demanded=True)
+    project = only(store)
+    store.fail(store.begin(project), project, error="why", retry_seconds=0)
+    assert only(store).demanded
+    store.begin(only(store))
+    reopened = JobStore(tmp_path / "jobs.sqlite")
+    reopened.interrupt_running()
+    assert only(reopened).demanded
+    handled(reopened)
+    assert not only(reopened).demanded
+
+
+def test_demand_during_a_job_stays(store: JobStore) -> None:
+    store.set_up(7, extra_params="")
+    store.mark(7, demanded=True)
+    project = only(store)
+    job = store.begin(project)
+    store.mark(7, demanded=True)
+    store.finish(job, project, changed=True)
+    assert only(store).demanded
+
+
 def test_mark_during_a_job_stays(store: JobStore) -> None:
     store.set_up(7, extra_params="")
     project = only(store)
