@@ -40,6 +40,8 @@ CREATE TABLE IF NOT EXISTS jobs (
 CREATE INDEX IF NOT EXISTS jobs_by_project ON jobs (project_id, id);
 """
 
+TASKS_PER_LABEL = 500
+
 # Columns that came after version 0.1.0; an older file gets them when it is opened.
 ADDED_COLUMNS = (
     ("projects", "wanted_version", "TEXT"),  # a person chose it to be served
@@ -49,6 +51,20 @@ ADDED_COLUMNS = (
     ("jobs", "progressed_at", "REAL"),  # unix seconds; of the last sign of life
     ("jobs", "stage_seconds", "TEXT NOT NULL DEFAULT '{}'"),  # JSON: kind of stage to duration
 )
+
+
+def labels_per_version(n_tasks: int, *, max_new_labels: int) -> int:
+    """New labels after which a project is retrained without a quiet period.
+
+    Args:
+        n_tasks: size of the project.
+        max_new_labels: least number. Small batches learn faster, most of all at the beginning.
+
+    Returns:
+        At least one for TASKS_PER_LABEL tasks: each version's predictions are imported for all
+        tasks, 0.7 ms each (measured, Label Studio 1.23.2), while somebody is labelling.
+    """
+    return max(max_new_labels, n_tasks // TASKS_PER_LABEL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +92,8 @@ class Project:
         if self.events == self.handled or now < self.retry_at:
             return False
         quiet = now - self.last_event_at >= quiet_seconds
-        return self.forced or self.new_labels >= max_new_labels or quiet
+        enough = labels_per_version(self.n_tasks or 0, max_new_labels=max_new_labels)
+        return self.forced or self.new_labels >= enough or quiet
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,7 +102,11 @@ class Settings(BaseSettings):
     )
 
     quiet_seconds: float = Field(10, ge=0, description="retrain after this long without a label")
-    max_new_labels: int = Field(20, ge=1, description="retrain at once after so many new labels")
+    max_new_labels: int = Field(
+        10,
+        ge=1,
+        description="retrain at once after so many new labels (at least one for 500 tasks)",
+    )
     reconcile_seconds: float = Field(
         120, gt=0, description="how often labels that no webhook announced are looked for"
     )

@@ -7,6 +7,7 @@ small steps so that a new label never waits for them.
 """
 
 import logging
+import math
 import os
 import signal
 import sys
@@ -58,7 +59,7 @@ class Worker:
         self._cards = CardRefresh(settings, client=self._client, features=features)
         self._outdated: list[int] = []
         self._swept_for: dict[int, str | None] = {}
-        self._reconciled_at = 0.0
+        self._reconciled_at = -math.inf
         self._stopping = False
 
     def stop(self, _signal: int, _frame: FrameType | None) -> None:

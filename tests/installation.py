@@ -181,6 +181,7 @@ class OwnBackend:
     data_dir: Path
     weights: Path
     address: BackendAddress
+    label_studio_url: str = ""  # another one than the installation's
 
     @contextmanager
     def running(
@@ -198,7 +199,7 @@ class OwnBackend:
             ],
             env=os.environ
             | {
-                "CELLAI_LABEL_STUDIO_URL": connection.label_studio_url,
+                "CELLAI_LABEL_STUDIO_URL": self.label_studio_url or connection.label_studio_url,
                 "CELLAI_LABEL_STUDIO_API_KEY": connection.api_key,
                 "CELLAI_DATA_DIR": str(self.data_dir),
                 "CELLAI_FILES_DIR": str(self.demo.data_dir / "files"),
@@ -232,7 +233,7 @@ class OwnBackend:
             source,
             "--no-labels",
             "--url",
-            connection.label_studio_url,
+            self.label_studio_url or connection.label_studio_url,
             "--files-dir",
             self.demo.data_dir / "files",
             "--backend-url",

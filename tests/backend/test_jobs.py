@@ -54,6 +54,17 @@ def test_burst_waits_for_quiet_or_twenty_labels(store: JobStore) -> None:
     assert is_due(store)
 
 
+def test_large_project_is_retrained_less_often(store: JobStore) -> None:
+    store.set_up(7, extra_params="")
+    handled(store)
+    store.counted(7, n_tasks=15_000, n_labels=0)
+    for _ in range(29):
+        store.mark(7, new_labels=1)
+    assert not is_due(store, after_s=5)
+    store.mark(7, new_labels=1)
+    assert is_due(store)
+
+
 def test_demand_is_due_at_once_and_only_once(store: JobStore) -> None:
     store.set_up(7, extra_params="")
     handled(store)

@@ -1,0 +1,111 @@
+"""A project in the laboratory of the fault tests, and what must hold in it after every fault."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+from installation import OwnBackend, annotate, wait_until
+from own_label_studio import OwnLabelStudio
+
+from converters.backend_client import BackendClient
+from converters.label_studio import Connection
+
+SETTLED_DEADLINE_S = 150
+FAULT_POINTS = Path(__file__).with_name("fault_points")
+
+
+@dataclass
+class Laboratory:
+    """A project whose annotator knows the truth, and what must hold after every fault.
+
+    Attributes:
+        label_studio: the server, which faults may kill.
+        backend: serves the project.
+        project_id: of the project.
+        truth: class of every task.
+        submitted: tasks that were annotated, in order.
+    """
+
+    label_studio: OwnLabelStudio
+    backend: OwnBackend
+    project_id: int
+    truth: dict[int, str]
+    submitted: list[int]
+
+    @property
+    def connection(self) -> Connection:
+        return self.label_studio.connection
+
+    def annotate(self, count: int) -> None:
+        """Label the next tasks as the page serves them."""
+        for _ in range(count):
+            task = self.connection.get(f"api/projects/{self.project_id}/next")
+            annotate(self.connection, task["id"], self.truth[task["id"]])
+            self.submitted.append(task["id"])
+
+    def project(self) -> dict[str, Any]:
+        """The project as Label Studio's API gives it."""
+        return dict(self.connection.get(f"api/projects/{self.project_id}/"))
+
+    def predictions(self) -> list[dict[str, Any]]:
+        """All predictions of the project."""
+        return list(self.connection.get("api/predictions/", project=self.project_id))
+
+    def settle(self) -> str:
+        """Wait until a version with every submitted label sorts the queue; its name."""
+        client = BackendClient(self.backend.address)
+
+        def settled() -> str | None:
+            if not client.is_ready():
+                return None
+            state = client.queue_state(self.project_id)
+            is_done = state.is_sorted and state.n_labels == len(self.submitted)
+            return state.model_version if is_done else None
+
+        try:
+            return wait_until(
+                settled,
+                deadline_s=SETTLED_DEADLINE_S,
+                what=f"sorted queue with all {len(self.submitted)} labels",
+            )
+        finally:
+            client.close()
+
+    def check(self) -> None:
+        """No label missing, no doubled prediction, no half-sorted queue, cards of the version."""
+        version = self.settle()
+        assert self.project()["model_version"] == version
+        rows = self.predictions()
+        pairs = [(row["task"], row["model_version"]) for row in rows]
+        assert len(pairs) == len(set(pairs)), "a task has two predictions of one version"
+        scores = {row["task"]: row["score"] for row in rows if row["model_version"] == version}
+        assert scores.keys() == self.truth.keys()
+        still_open = scores.keys() - set(self.submitted)
+        served = self.connection.get(f"api/projects/{self.project_id}/next")["id"]
+        assert scores[served] == min(scores[task] for task in still_open)
+        annotated = self.connection.get(f"api/projects/{self.project_id}/export", exportType="JSON")
+        assert sorted(row["id"] for row in annotated) == sorted(self.submitted)
+
+
+def new_laboratory(label_studio: OwnLabelStudio, backend: OwnBackend, source: Path) -> Laboratory:
+    """A new project of a labelled sample, imported without its labels; ten are given again."""
+    with h5py.File(source) as file:
+        labels = [label.decode() for label in file["label/ground_truth"][:]]
+    project_id = backend.import_source(source)
+    answer = label_studio.connection.get(
+        "api/tasks/", project=project_id, page_size=10_000, fields="task_only"
+    )
+    truth = {task["id"]: labels[task["data"]["index"]] for task in answer["tasks"]}
+    laboratory = Laboratory(label_studio, backend, project_id, truth, [])
+    laboratory.settle()
+    laboratory.annotate(10)
+    laboratory.check()
+    return laboratory
+
+
+def fault_environment(fault_file: Path) -> dict[str, str]:
+    """Lets the backend's processes fail at points."""
+    path = os.pathsep.join([str(FAULT_POINTS), os.environ.get("PYTHONPATH", "")])
+    return {"PYTHONPATH": path.rstrip(os.pathsep), "FAULT_FILE": str(fault_file)}

@@ -1,0 +1,156 @@
+"""A Label Studio of the test's own, to be killed, and a proxy before it that misbehaves."""
+
+import os
+import shutil
+import socket
+import sqlite3
+import struct
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import httpx
+from installation import Installation, free_port, wait_until
+
+from converters.label_studio import Connection
+from converters.launcher import LABEL_STUDIO_ENVIRONMENT, answers, label_studio_command
+
+HOP_HEADERS = {"connection", "content-length", "host", "transfer-encoding", "content-encoding"}
+
+
+class OwnLabelStudio:
+    """Label Studio on a copy of an installation's database.
+
+    Args:
+        folder: for the copy.
+        demo: the installation; its files are served and its token holds here too.
+    """
+
+    def __init__(self, folder: Path, demo: Installation) -> None:
+        self._folder = folder / "label-studio"
+        self._files_root = demo.data_dir / "files"
+        self._port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+        self.url = f"http://127.0.0.1:{self._port}"
+        self.api_key = demo.connection_file.api_key
+        self.connection = Connection(self.url, self.api_key)
+        original = demo.data_dir / "label-studio"
+        self._folder.mkdir()
+        shutil.copy(original / ".env", self._folder)
+        with (
+            closing(sqlite3.connect(original / "label_studio.sqlite3")) as source,
+            closing(sqlite3.connect(self._folder / "label_studio.sqlite3")) as target,
+        ):
+            source.backup(target)
+
+    @property
+    def pid(self) -> int:
+        """Process to be killed."""
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start it, again if it was killed, on the same port."""
+        self._process = subprocess.Popen(
+            label_studio_command(self._port),
+            env=os.environ
+            | LABEL_STUDIO_ENVIRONMENT
+            | {
+                "LABEL_STUDIO_BASE_DATA_DIR": str(self._folder),
+                "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT": str(self._files_root),
+            },
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        wait_until(lambda: answers(f"{self.url}/health"), deadline_s=180, what="Label Studio")
+
+    def wait_for_death(self) -> None:
+        """Return once the killed process is gone."""
+        assert self._process is not None
+        self._process.wait(30)
+
+    def stop(self) -> None:
+        """End it."""
+        self.connection.close()
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+            self._process.wait(30)
+
+
+class FaultyProxy:
+    """Passes requests on to Label Studio, or fails them as `mode` says.
+
+    Modes: "pass"; "slow" (10 s late); "500" and "429" (answered so, not passed on); "reset"
+    (connection cut before the request is passed on); "lost" (passed on, the answer is lost).
+    `only` limits the fault to paths that contain it; `faults` counts the failed requests.
+    """
+
+    def __init__(self, target: str) -> None:
+        self.mode = "pass"
+        self.only = ""
+        self.faults = 0
+        proxy = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def handle_any(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                mode = proxy.mode if proxy.only in self.path else "pass"
+                proxy.faults += mode != "pass"
+                if mode == "reset":
+                    return self._cut()
+                if mode in {"500", "429"}:
+                    return self._answer(int(mode), {}, b"database is locked")
+                if mode == "slow":
+                    time.sleep(10)
+                headers = {k: v for k, v in self.headers.items() if k.lower() not in HOP_HEADERS}
+                answer = httpx.request(
+                    self.command, target + self.path, content=body, headers=headers, timeout=120
+                )
+                if mode == "lost":
+                    return self._cut()
+                return self._answer(answer.status_code, dict(answer.headers), answer.content)
+
+            def _cut(self) -> None:
+                """Close with a reset instead of an orderly end."""
+                linger = struct.pack("ii", 1, 0)
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                self.close_connection = True
+
+            def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
+                self.send_response(status)
+                for name, value in headers.items():
+                    if name.lower() not in HOP_HEADERS:
+                        self.send_header(name, value)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+                """Stay quiet."""
+
+            do_GET = do_POST = do_PATCH = do_PUT = do_DELETE = handle_any  # noqa: N815
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        Thread(target=self._server.serve_forever, daemon=True).start()
+
+    @contextmanager
+    def failing(self, mode: str, *, only: str = "") -> Iterator[None]:
+        """Fail as `mode` says until the block ends."""
+        self.mode, self.only, self.faults = mode, only, 0
+        try:
+            yield
+        finally:
+            self.mode = "pass"
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._server.shutdown()
+        self._server.server_close()
