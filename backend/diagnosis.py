@@ -15,6 +15,7 @@ from backend.settings import Settings
 from converters.errors import LabelStudioError
 
 ACCESS_TIMEOUT_S = 10.0
+LEAST_FREE_BYTES = 5_000_000  # a version and its job take less than half of it
 
 
 def diagnose(settings: Settings, store: JobStore) -> dict[str, Any]:
@@ -64,6 +65,16 @@ def label_studio_problem(settings: Settings) -> str:
         return str(error)
     finally:
         client.close()
+    return ""
+
+
+def storage_problem(settings: Settings) -> str:
+    """Why nothing can be stored in the data directory, in a sentence; '' when it can."""
+    disk = _disk(settings.data_dir)
+    if not disk["is_writable"]:
+        return f"The data directory {settings.data_dir} cannot be written."
+    if disk["free_bytes"] < LEAST_FREE_BYTES:
+        return f"The disk of the data directory {settings.data_dir} is full."
     return ""
 
 

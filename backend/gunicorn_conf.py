@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from backend.logs import logging_config
 from backend.runner_record import STARTING, write_state
@@ -39,8 +39,26 @@ def post_worker_init(_worker: object) -> None:
 
 
 def _keep_job_runner(settings: Settings) -> None:
+    while True:
+        try:
+            _run_job_runners(settings)
+        except OSError as error:  # the edge: a full or read-only disk may be mended
+            _log.error("the job runner cannot be started: %s", error)
+            time.sleep(RESTART_SECONDS)
+
+
+def _run_job_runners(settings: Settings) -> None:
     settings.data_dir.mkdir(parents=True, exist_ok=True)
-    with FileLock(settings.data_dir / "supervisor.lock"):
+    lock = FileLock(settings.data_dir / "supervisor.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        _log.info(
+            "another web process keeps the job runner of %s alive; this one takes over when that"
+            " ends",
+            settings.data_dir,
+        )
+    with lock:
         write_state(settings.data_dir, STARTING)  # the last run's word no longer holds
         while True:
             runner = subprocess.Popen([sys.executable, "-m", "backend.worker"])

@@ -41,6 +41,7 @@ CREATE INDEX IF NOT EXISTS jobs_by_project ON jobs (project_id, id);
 """
 
 TASKS_PER_LABEL = 500
+RETRY_SECONDS = 15.0  # between a failed job and its next try
 
 # Columns that came after version 0.1.0; an older file gets them when it is opened.
 ADDED_COLUMNS = (
@@ -89,9 +90,10 @@ class Project:
 
     def is_due(self, now: float, *, quiet_seconds: float, max_new_labels: int) -> bool:
         """Whether the marks call for a job now: forced, enough labels, or a quiet period."""
-        if self.events == self.handled or now < self.retry_at:
+        # A clock that was set back must not make anything wait longer than it would have.
+        if self.events == self.handled or 0 < self.retry_at - now <= RETRY_SECONDS:
             return False
-        quiet = now - self.last_event_at >= quiet_seconds
+        quiet = not 0 <= now - self.last_event_at < quiet_seconds
         enough = labels_per_version(self.n_tasks or 0, max_new_labels=max_new_labels)
         return self.forced or self.new_labels >= enough or quiet
 
@@ -275,8 +277,8 @@ class JobStore:
                 "UPDATE projects SET handled = ? WHERE id = ?", (project.events, project.id)
             )
 
-    def fail(self, job_id: int, project: Project, *, error: str, retry_seconds: float) -> None:
-        """Close a job that failed; its marks stay and are tried again later."""
+    def fail(self, job_id: int, project: Project, *, error: str) -> None:
+        """Close a job that failed; its marks stay and are tried again after RETRY_SECONDS."""
         with self._transaction() as connection:
             _note_stage(connection, job_id)
             connection.execute(
@@ -285,7 +287,7 @@ class JobStore:
             )
             connection.execute(
                 "UPDATE projects SET forced = 1, retry_at = ? WHERE id = ? AND events = ?",
-                (time.time() + retry_seconds, project.id, project.events),
+                (time.time() + RETRY_SECONDS, project.id, project.events),
             )
 
     def interrupt_running(self) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from flask import Flask, Response, g, jsonify, request
 from werkzeug.exceptions import HTTPException
 
-from backend.diagnosis import label_studio_problem
+from backend.diagnosis import label_studio_problem, storage_problem
 from backend.errors import (
     ModelIncompatibleError,
     ModelNotFoundError,
@@ -66,7 +66,7 @@ def install_routes(app: Flask, service: Service) -> None:
         "_predict": lambda: predict(service),
         "_setup": lambda: set_up(service),
         "webhook": lambda: webhook(service),
-        "health": health,
+        "health": lambda: health(service),
         "_train": _gone,
         "_is_training": _gone,
         "get_version": lambda: versions(service),
@@ -86,17 +86,19 @@ def install_routes(app: Flask, service: Service) -> None:
         app.register_error_handler(kind, _hide)
 
 
-def health() -> Response:
-    """Liveness: the process answers."""
-    return jsonify({"status": "UP"})
+def health(service: Service) -> Response:
+    """Liveness: the process answers, and says whether it can store anything."""
+    problem = "The data directory cannot be written." if storage_problem(service.settings) else ""
+    return jsonify({"status": "UP", "problem": problem})
 
 
 def ready(service: Service) -> tuple[Response, int]:
-    """Readiness: the job runner has its weights and Label Studio answers; 503 until then."""
+    """Readiness: weights are loaded, Label Studio answers, the disk has room; 503 until then."""
     state = read_state(service.settings.data_dir)
     failed = state not in {READY, STARTING}
     if state == READY:
-        state = label_studio_problem(service.settings) or READY
+        settings = service.settings
+        state = storage_problem(settings) or label_studio_problem(settings) or READY
     body = {"ready": state == READY, "failed": failed, "state": state}
     return jsonify(body), 200 if state == READY else 503
 

@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import signal
+import sqlite3
 import sys
 import threading
 import time
@@ -19,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from backend.card_refresh import CardRefresh
 from backend.errors import BackendError
-from backend.jobs import JobStore, Project
+from backend.jobs import RETRY_SECONDS, JobStore, Project
 from backend.label_studio import LabelStudioClient
 from backend.logs import configure_logging, log_context
 from backend.pool import FeatureReader, load_feature_reader
@@ -31,7 +32,6 @@ from backend.settings import Settings, read_settings
 from converters.errors import CellAIError, ProjectNotFoundError
 
 POLL_SECONDS = 0.2
-RETRY_SECONDS = 15.0
 # Old predictions are deleted only when nobody has labelled for so long: each deletion
 # occupies SQLite for about 0.1 s.
 SWEEP_AFTER_QUIET_SECONDS = 60.0
@@ -68,11 +68,22 @@ class Worker:
 
     def run(self) -> None:
         """Work until stopped."""
-        self._store.interrupt_running()
+        was_cut_off = True  # by a crash, as far as a new process knows
         while not self._stopping:
-            self._reconcile()
-            if not (self._run_due_job() or self._write_cards() or self._sweep()):
-                time.sleep(POLL_SECONDS)
+            try:
+                if was_cut_off:
+                    self._store.interrupt_running()
+                    was_cut_off = False
+                self._step()
+            except (OSError, sqlite3.Error) as error:  # the edge: a full disk has room again
+                _log.error("%s", self._unusable(error))
+                was_cut_off = True
+                time.sleep(RETRY_SECONDS)
+
+    def _step(self) -> None:
+        self._reconcile()
+        if not (self._run_due_job() or self._write_cards() or self._sweep()):
+            time.sleep(POLL_SECONDS)
 
     def _reconcile(self) -> None:
         """Look at every project now and then, for labels that no webhook announced."""
@@ -108,18 +119,17 @@ class Worker:
                 cards_version=self._cards.version(project.id) or project.cards_version,
             )
         except ProjectNotFoundError:
-            _log.info("project %d is gone", project.id)
-            self._store.fail(job_id, project, error="The project was deleted.", retry_seconds=0)
-            self._store.forget(project.id)
-            self._cards.forget(project.id)
+            self._store.fail(job_id, project, error="Label Studio has no such project.")
+            self._forget_if_gone(project)
         except CellAIError as error:
             _log.warning("project %d: %s", project.id, error)
-            self._store.fail(job_id, project, error=str(error), retry_seconds=RETRY_SECONDS)
+            self._store.fail(job_id, project, error=str(error))
+        except (OSError, sqlite3.Error) as error:
+            _log.warning("project %d: %s", project.id, self._unusable(error))
+            self._store.fail(job_id, project, error=self._unusable(error))
         except Exception:  # noqa: BLE001  # the edge: one project's failure must not stop the others
             _log.exception("project %d: the job failed", project.id)
-            self._store.fail(
-                job_id, project, error="Internal error; see the log.", retry_seconds=RETRY_SECONDS
-            )
+            self._store.fail(job_id, project, error="Internal error; see the log.")
         else:
             self._store.finish(job_id, project, changed=served is not None)
             if served is not None:
@@ -127,6 +137,20 @@ class Worker:
                 self._outdated = []
                 self._swept_for.pop(project.id, None)
                 self._cards.show(*served)
+
+    def _unusable(self, error: OSError | sqlite3.Error) -> str:
+        return f"The data directory {self._settings.data_dir} cannot be used: {error}"
+
+    def _forget_if_gone(self, project: Project) -> None:
+        """Drop a deleted project, but not because a proxy answers 404 to everything."""
+        try:
+            self._client.check_access()
+        except CellAIError as error:
+            _log.warning("project %d: not found, but %s", project.id, error)
+            return
+        _log.info("project %d is gone", project.id)
+        self._store.forget(project.id)
+        self._cards.forget(project.id)
 
     def _write_cards(self) -> bool:
         """Write one batch of cards; whether there was any."""
@@ -140,7 +164,7 @@ class Worker:
     def _sweep(self) -> bool:
         """Delete one outdated prediction; the serving version's and its predecessor's stay."""
         projects = self._store.projects()
-        if any(time.time() - p.last_event_at < SWEEP_AFTER_QUIET_SECONDS for p in projects):
+        if any(0 <= time.time() - p.last_event_at < SWEEP_AFTER_QUIET_SECONDS for p in projects):
             return False
         try:
             if not self._outdated:
@@ -192,6 +216,8 @@ def main() -> None:
         _log.info("another job runner holds %s", settings.data_dir)
     except CellAIError as error:
         sys.exit(_told(error))
+    except OSError as error:  # a full or read-only disk
+        sys.exit(f"The job runner cannot start: {error}")
 
 
 def _told(error: CellAIError) -> int:

@@ -376,7 +376,7 @@ def test_jobs_that_are_stuck(
         store.progress(job_id, "training on 40 labels")
     assert "'training on 40 labels' for 30 minutes" in problems(ill)[name].finding
 
-    store.fail(job_id, project, error="The loss is not finite.", retry_seconds=0)
+    store.fail(job_id, project, error="The loss is not finite.")
     found = problems(ill)[name]
     assert "The last 1 failed: The loss is not finite." in found.finding
 

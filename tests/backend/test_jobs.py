@@ -80,7 +80,7 @@ def test_demand_outlives_a_failure_and_a_crash(store: JobStore, tmp_path: Path) 
     handled(store)
     store.mark(7, demanded=True)
     project = only(store)
-    store.fail(store.begin(project), project, error="why", retry_seconds=0)
+    store.fail(store.begin(project), project, error="why")
     assert only(store).demanded
     store.begin(only(store))
     reopened = JobStore(tmp_path / "jobs.sqlite")
@@ -117,10 +117,23 @@ def test_unknown_project_is_ignored(store: JobStore) -> None:
 def test_failed_job_is_tried_again_later(store: JobStore) -> None:
     store.set_up(7, extra_params="")
     project = only(store)
-    store.fail(store.begin(project), project, error="why", retry_seconds=15)
+    store.fail(store.begin(project), project, error="why")
     assert not is_due(store)
     assert is_due(store, after_s=16)
     assert store.jobs(7)[0].error == "why"
+
+
+@pytest.mark.parametrize("jump_s", [-3600, 3600])
+def test_clock_that_jumps_delays_nothing(store: JobStore, jump_s: float) -> None:
+    store.set_up(7, extra_params="")
+    handled(store)
+    store.mark(7, new_labels=1)
+    assert not is_due(store)
+    assert is_due(store, after_s=jump_s)
+    project = only(store)
+    store.fail(store.begin(project), project, error="why")
+    assert not is_due(store)
+    assert is_due(store, after_s=jump_s)
 
 
 def test_interrupted_job_runs_again_after_a_crash(store: JobStore, tmp_path: Path) -> None:

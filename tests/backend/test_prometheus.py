@@ -40,7 +40,7 @@ def store(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> JobStore:
     project = store.project(7)
     assert project is not None
     failed = store.begin(project)
-    store.fail(failed, project, error="boom", retry_seconds=0)
+    store.fail(failed, project, error="boom")
     done = store.begin(project)
     for stage, seconds in (
         ("reading labels", 1.0),

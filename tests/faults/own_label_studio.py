@@ -47,6 +47,12 @@ class OwnLabelStudio:
         ):
             source.backup(target)
 
+    def use_key(self, api_key: str) -> None:
+        """Go on with another token."""
+        self.connection.close()
+        self.api_key = api_key
+        self.connection = Connection(self.url, api_key)
+
     @property
     def pid(self) -> int:
         """Process to be killed."""
@@ -84,7 +90,7 @@ class OwnLabelStudio:
 class FaultyProxy:
     """Passes requests on to Label Studio, or fails them as `mode` says.
 
-    Modes: "pass"; "slow" (10 s late); "500" and "429" (answered so, not passed on); "reset"
+    Modes: "pass"; "slow" (10 s late); "404", "429" and "500" (answered so, not passed on); "reset"
     (connection cut before the request is passed on); "lost" (passed on, the answer is lost).
     `only` limits the fault to paths that contain it; `faults` counts the failed requests.
     """
@@ -104,7 +110,7 @@ class FaultyProxy:
                 proxy.faults += mode != "pass"
                 if mode == "reset":
                     return self._cut()
-                if mode in {"500", "429"}:
+                if mode in {"404", "429", "500"}:
                     return self._answer(int(mode), {}, b"database is locked")
                 if mode == "slow":
                     time.sleep(10)

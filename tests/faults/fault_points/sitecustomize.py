@@ -2,7 +2,8 @@
 
 Python imports this module at its start when its folder is on PYTHONPATH. The file named in
 FAULT_FILE holds, while a fault is wanted, `POINT PID`: whoever comes to the point deletes the
-file and kills that process, or itself when PID is 0.
+file and kills that process, or itself when PID is 0. With `POINT pause` the file is renamed to
+FAULT_FILE.paused instead, and the process goes on when that one is deleted.
 """
 
 import functools
@@ -66,12 +67,18 @@ def _wrapped(function: Any, point: str, when: str, fault_file: Path) -> Any:
 
 def _fail_if_wanted(point: str, fault_file: Path) -> None:
     try:
-        wanted, pid = fault_file.read_text().split()
+        wanted, victim = fault_file.read_text().split()
     except (FileNotFoundError, ValueError):
         return
-    if wanted == point:
-        fault_file.unlink()
-        os.kill(int(pid) or os.getpid(), signal.SIGKILL)
+    if wanted != point:
+        return
+    if victim == "pause":
+        paused = fault_file.rename(f"{fault_file}.paused")
+        while paused.exists():
+            time.sleep(0.05)
+        return
+    fault_file.unlink()
+    os.kill(int(victim) or os.getpid(), signal.SIGKILL)
 
 
 def _install_beside() -> None:

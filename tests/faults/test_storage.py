@@ -1,0 +1,112 @@
+"""A data directory that is full or read-only: said clearly, nothing lost, back when it is mended.
+
+Needs to mount a small tmpfs, so it runs as root on Linux; elsewhere it skips and says so.
+"""
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import pytest
+from installation import OwnBackend, wait_until
+from laboratory import Laboratory, new_laboratory
+from own_label_studio import OwnLabelStudio
+
+pytestmark = [pytest.mark.label_studio, pytest.mark.faults]
+
+DISK_BYTES = 64_000_000
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[Path]:
+    """A file system of its own, mounted on the folder."""
+    folder.mkdir()
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", folder],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if mount.returncode:
+        pytest.skip(f"a tmpfs cannot be mounted here: {mount.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def remounted(folder: Path, mode: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{mode}", folder], check=True)
+
+
+def fill(folder: Path) -> Path:
+    """A file that leaves no byte free."""
+    filler = folder / "filler"
+    with pytest.raises(OSError, match="No space left"), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    return filler
+
+
+@contextmanager
+def laboratory_on(
+    disk: Path, label_studio: OwnLabelStudio, own_backend: OwnBackend, source: Path
+) -> Iterator[Laboratory]:
+    backend = replace(own_backend, data_dir=disk)
+    with backend.running(CELLAI_RECONCILE_SECONDS="5", CELLAI_FEATURE_CACHE_GB="0.02"):
+        yield new_laboratory(label_studio, backend, source)
+
+
+def problem(laboratory: Laboratory) -> str | None:
+    """What /ready and /health say is wrong, None while all is well."""
+    address = laboratory.backend.address
+    ready = httpx.get(f"{address.url}/ready", auth=(address.user, address.password))
+    health = httpx.get(f"{address.url}/health")
+    assert health.status_code == 200
+    if ready.status_code != 503:
+        return None
+    assert health.json()["problem"]
+    return str(ready.json()["state"])
+
+
+def test_full_disk(
+    label_studio: OwnLabelStudio, own_backend: OwnBackend, small_sample: Path, tmp_path: Path
+) -> None:
+    with (
+        small_disk(tmp_path / "disk") as disk,
+        laboratory_on(disk, label_studio, own_backend, small_sample) as laboratory,
+    ):
+        filler = fill(disk)
+        laboratory.annotate(5)
+        said = wait_until(lambda: problem(laboratory), deadline_s=30, what="503 of a full disk")
+        assert "is full" in said
+        filler.unlink()
+        laboratory.check()
+
+
+def test_disk_that_becomes_read_only(
+    label_studio: OwnLabelStudio, own_backend: OwnBackend, small_sample: Path, tmp_path: Path
+) -> None:
+    with (
+        small_disk(tmp_path / "disk") as disk,
+        laboratory_on(disk, label_studio, own_backend, small_sample) as laboratory,
+    ):
+        laboratory.check()
+        # Files that are open for writing keep a disk from being made read-only.
+        wait_until(lambda: made_read_only(disk), deadline_s=30, what="read-only disk")
+        laboratory.annotate(5)
+        said = wait_until(lambda: problem(laboratory), deadline_s=30, what="503 of a disk")
+        assert "cannot be written" in said
+        remounted(disk, "rw")
+        laboratory.check()
+
+
+def made_read_only(disk: Path) -> bool:
+    try:
+        remounted(disk, "ro")
+    except subprocess.CalledProcessError:
+        return False
+    return True
