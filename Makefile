@@ -6,7 +6,7 @@ BACKEND_PORT ?= 9090
 ARGS ?=
 BIN := .venv/bin
 
-.PHONY: help setup demo test lint format reference bench bench-full requirements clean
+.PHONY: help setup demo test test-faults test-soak lint format reference bench bench-full requirements clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,6 +29,12 @@ demo: setup ## start everything on generated cells; Ctrl+C stops it
 
 test: setup lint ## lint, type check and all tests, a real Label Studio included
 	$(BIN)/pytest $(ARGS)
+
+test-faults: setup ## the long tests: kills, a failing Label Studio, full disks, fuzzing
+	$(BIN)/pytest -m faults $(ARGS)
+
+test-soak: setup ## half an hour of labelling, SOAK_MINUTES=N for less
+	$(BIN)/pytest -m soak $(ARGS)
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check .
