@@ -10,6 +10,7 @@ from installation import OwnBackend, annotate, wait_until
 from own_label_studio import OwnLabelStudio
 
 from converters.backend_client import BackendClient
+from converters.errors import UnreachableError
 from converters.label_studio import Connection
 
 SETTLED_DEADLINE_S = 150
@@ -44,6 +45,25 @@ class Laboratory:
             task = self.connection.get(f"api/projects/{self.project_id}/next")
             annotate(self.connection, task["id"], self.truth[task["id"]])
             self.submitted.append(task["id"])
+
+    def annotate_into_a_crash(self, count: int) -> None:
+        """Label until Label Studio dies; bring it back and see whether it has the last label."""
+        try:
+            self.annotate(count)
+        except UnreachableError:
+            self._after_crash()
+            annotated = self.connection.get(
+                f"api/projects/{self.project_id}/export", exportType="JSON"
+            )
+            kept = {row["id"] for row in annotated} - set(self.submitted)
+            assert len(kept) <= 1
+            self.submitted.extend(kept)
+        else:
+            self._after_crash()
+
+    def _after_crash(self) -> None:
+        self.label_studio.wait_for_death()
+        self.label_studio.start()
 
     def project(self) -> dict[str, Any]:
         """The project as Label Studio's API gives it."""

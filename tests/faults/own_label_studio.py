@@ -75,9 +75,9 @@ class OwnLabelStudio:
         wait_until(lambda: answers(f"{self.url}/health"), deadline_s=180, what="Label Studio")
 
     def wait_for_death(self) -> None:
-        """Return once the killed process is gone."""
+        """Return once the process was killed and is gone."""
         assert self._process is not None
-        self._process.wait(30)
+        self._process.wait(120)
 
     def stop(self) -> None:
         """End it."""

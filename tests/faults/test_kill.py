@@ -55,10 +55,8 @@ def test_backend_killed(laboratory: Laboratory, fault_file: Path, point: str) ->
 @pytest.mark.parametrize("point", ["webhook-stored", *RUNNER])
 def test_label_studio_killed(laboratory: Laboratory, fault_file: Path, point: str) -> None:
     fault_file.write_text(f"{point} {laboratory.label_studio.pid}")
-    laboratory.annotate(2)
-    wait_until(lambda: not fault_file.exists(), deadline_s=90, what=f"kill at {point}")
-    laboratory.label_studio.wait_for_death()
-    laboratory.label_studio.start()
+    laboratory.annotate_into_a_crash(2)
+    assert not fault_file.exists()
     laboratory.annotate(2)
     laboratory.check()
 
