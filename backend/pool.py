@@ -55,22 +55,29 @@ class FeatureReader:
         self._pictures = pictures
 
     def pool(
-        self, tasks: Sequence[Task], *, mode: str, on_progress: Progress | None = None
+        self,
+        tasks: Sequence[Task],
+        *,
+        mode: str,
+        turned: bool = False,
+        on_progress: Progress | None = None,
     ) -> Pool:
         """Features of the tasks; one whose picture cannot be read is marked, not fatal.
 
         Args:
             tasks: N tasks.
             mode: the project's mode; see `input_mode`.
+            turned: of the pictures turned by half a circle.
             on_progress: called with (done, N) while features are computed.
         """
-        keys = self._keys(tasks, mode)
+        keys = self._keys(tasks, mode, turned=turned)
         features, found = self._cache.get_features([key or _NO_KEY for key in keys])
         missing = np.flatnonzero(~found)
         for start in range(0, len(missing), CHUNK):
             if on_progress is not None:
                 on_progress(len(tasks) - len(missing) + start, len(tasks))
-            for row, extracted in self._extract(tasks, missing[start : start + CHUNK], mode):
+            chunk = missing[start : start + CHUNK]
+            for row, extracted in self._extract(tasks, chunk, mode, turned=turned):
                 features[row] = extracted.features[0]
                 found[row] = True
         return Pool(tasks, features, found)
@@ -84,14 +91,14 @@ class FeatureReader:
             found[row] = True
         return activations, found
 
-    def _keys(self, tasks: Sequence[Task], mode: str) -> list[str | None]:
+    def _keys(self, tasks: Sequence[Task], mode: str, *, turned: bool = False) -> list[str | None]:
         """Content keys of pictures that were seen before, None for the others."""
         keys: list[str | None] = [None] * len(tasks)
         for used, rows in _rows_by(input_mode(task.data, mode) for task in tasks).items():
             identities: list[str] = []
             readable: list[int] = []
             for row in rows:
-                identity = self._identity(tasks[row])
+                identity = self._identity(tasks[row], turned=turned)
                 if identity is not None:
                     identities.append(identity)
                     readable.append(row)
@@ -100,18 +107,26 @@ class FeatureReader:
                 keys[row] = key
         return keys
 
-    def _identity(self, task: Task) -> str | None:
+    def _identity(self, task: Task, *, turned: bool) -> str | None:
         try:
-            return self._pictures.identity(task.data)
+            identity = self._pictures.identity(task.data)
         except PredictionError as error:
             _log.warning("task %d: %s", task.id, error, extra={"task_id": task.id})
             return None
+        return f"{identity} turned" if turned else identity
 
     def _extract(
-        self, tasks: Sequence[Task], rows: Sequence[int] | NDArray[np.intp], mode: str
+        self,
+        tasks: Sequence[Task],
+        rows: Sequence[int] | NDArray[np.intp],
+        mode: str,
+        *,
+        turned: bool = False,
     ) -> Iterator[tuple[int, Extracted]]:
         """Run the trunk on the pictures of some tasks and store the result."""
         read = [(row, picture) for row in rows if (picture := self._read(tasks[row])) is not None]
+        if turned:
+            read = [(row, np.ascontiguousarray(picture[::-1, ::-1])) for row, picture in read]
         kinds = _rows_by(
             (input_mode(tasks[row].data, mode), picture.shape) for row, picture in read
         )
@@ -121,8 +136,12 @@ class FeatureReader:
             extracted = self.trunk.extract(pixels, mode=used)
             keys = [content_key(picture, mode=used) for _, picture in group]
             self._cache.put_many(keys, extracted)
-            identities = [self._pictures.identity(tasks[row].data) for row, _ in group]
-            self._cache.remember(identities, keys, mode=used)
+            seen = {
+                identity: key
+                for (row, _), key in zip(group, keys, strict=True)
+                if (identity := self._identity(tasks[row], turned=turned)) is not None
+            }
+            self._cache.remember(list(seen), list(seen.values()), mode=used)
             for at, (row, _) in enumerate(group):
                 yield (
                     int(row),

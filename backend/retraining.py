@@ -212,6 +212,10 @@ class Retraining:
         if len(np.unique(labels)) < 2:
             return self._registry.publish(version, None)
 
+        on_stage(f"reading {len(rows)} labelled crops turned")
+        turned = self._features.pool(
+            [pool.tasks[row] for row in rows], mode=parameters.mode, turned=True
+        )
         on_stage(f"training on {len(rows)} labels")
         fitted = fit(
             pool.features[rows],
@@ -220,6 +224,9 @@ class Retraining:
             n_classes=len(snapshot.label_config.classes),
             settings=self._training_settings(parameters),
             pool_features=pool.features[pool.is_readable],
+            turned_features=np.where(
+                turned.is_readable[:, None], turned.features, pool.features[rows]
+            ),
         )
         serving = next((v for v in stored if v.version == project.serving_version), None)
         promoted = (

@@ -72,6 +72,7 @@ def fit(
     n_classes: int,
     settings: TrainingSettings,
     pool_features: FloatArray | None = None,
+    turned_features: FloatArray | None = None,
 ) -> Fitted:
     """Train a fresh head on all labels and calibrate it on a hold-out.
 
@@ -83,6 +84,8 @@ def fit(
         settings: how to train.
         pool_features: (M, D) all crops of the project, whose mean and spread scale the
             features; the labelled ones alone where it is not given.
+        turned_features: (N, D) of the same crops turned by half a circle, which take their
+            place in every second draw: a cell has no upside (measured, docs/model.md).
 
     Returns:
         The head and its metrics.
@@ -99,6 +102,7 @@ def fit(
         )
     order = _canonical_order(features, labels, groups)
     features, labels = features[order], labels[order]
+    views = [features] if turned_features is None else [features, turned_features[order]]
     named_groups = [groups[index] for index in order]
     scaling = _scaling(features if pool_features is None else pool_features)
     held_out = _hold_out(labels, named_groups, seed=settings.seed)
@@ -106,7 +110,11 @@ def fit(
     temperature = 1.0
     if held_out.any():
         trial = _train(
-            features[~held_out], labels[~held_out], scaling, n_classes=n_classes, settings=settings
+            [view[~held_out] for view in views],
+            labels[~held_out],
+            scaling,
+            n_classes=n_classes,
+            settings=settings,
         )
         temperature = fit_temperature(
             trial, features[held_out], labels[held_out], settings=settings
@@ -119,7 +127,7 @@ def fit(
         ).mean(axis=0)
         kept_groups = [name for name, held in zip(named_groups, held_out, strict=True) if held]
         metrics |= holdout_metrics(probabilities, labels[held_out], kept_groups, seed=settings.seed)
-    head = _train(features, labels, scaling, n_classes=n_classes, settings=settings)
+    head = _train(views, labels, scaling, n_classes=n_classes, settings=settings)
     metrics["temperature"] = temperature
     return Fitted(head.with_temperature(temperature), metrics)
 
@@ -143,7 +151,7 @@ def fit_temperature(
 
 
 def _train(
-    features: FloatArray,
+    views: Sequence[FloatArray],
     labels: IntArray,
     scaling: tuple[Tensor, Tensor],
     *,
@@ -166,13 +174,17 @@ def _train(
     )
     steps = settings.epochs * math.ceil(len(labels) / BATCH)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    inputs, targets = head.standardise(torch.from_numpy(features)), torch.from_numpy(labels)
+    inputs = head.standardise(torch.from_numpy(np.concatenate(views)))
+    targets = torch.from_numpy(labels)
     draws = rng.choice(len(labels), size=(steps, BATCH), p=sampling_chances(labels))
+    view_of_draws = rng.integers(len(views), size=draws.shape)
     loss = torch.tensor(math.nan)
     with _one_thread():
-        for batch in torch.from_numpy(draws):
-            logits = _dropped_logits(head, inputs[batch], rng)
-            loss = functional.cross_entropy(logits, targets[batch])
+        for crops, view in zip(
+            torch.from_numpy(draws), torch.from_numpy(view_of_draws), strict=True
+        ):
+            logits = _dropped_logits(head, inputs[view * len(labels) + crops], rng)
+            loss = functional.cross_entropy(logits, targets[crops])
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()

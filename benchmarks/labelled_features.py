@@ -1,6 +1,6 @@
 """Labelled files to features, read and computed exactly as the product does it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -23,6 +23,7 @@ class LabelledFeatures:
     Attributes:
         name: of the data set.
         features: float32 (N, D).
+        turned_features: of the crops turned by half a circle, float32 (N, D).
         labels: class index, int64 (N,).
         groups: field or image of each crop; never split between pool and test.
         classes: names in the order of the index.
@@ -32,6 +33,7 @@ class LabelledFeatures:
 
     name: str
     features: NDArray[np.float32]
+    turned_features: NDArray[np.float32]
     labels: NDArray[np.int64]
     groups: NDArray[np.str_]
     classes: tuple[str, ...]
@@ -43,6 +45,7 @@ class LabelledFeatures:
         return replace(
             self,
             features=self.features[chosen],
+            turned_features=self.turned_features[chosen],
             labels=self.labels[chosen],
             groups=self.groups[chosen],
             keys=tuple(self.keys[row] for row in chosen),
@@ -66,13 +69,18 @@ def read_labelled_features(
     """
     crops = (crop for crop in iter_crops([path], options=ReadOptions()) if crop.label is not None)
     features: list[NDArray[np.float32]] = []
+    turned_features: list[NDArray[np.float32]] = []
     labels: list[str] = []
     groups: list[str] = []
     keys: list[str] = []
     masks: list[NDArray[np.bool_] | None] = []
     for chunk in _chunks(crops):
-        chunk_features, chunk_keys = _features(chunk, trunk, cache)
+        mode = _mode(chunk[0])
+        pixels = np.stack([model_input(crop) for crop in chunk])
+        chunk_features, chunk_keys = _features(pixels, mode, trunk, cache)
         features.append(chunk_features)
+        turned = np.ascontiguousarray(pixels[:, ::-1, ::-1])
+        turned_features.append(_features(turned, mode, trunk, cache)[0])
         keys.extend(chunk_keys)
         labels.extend(str(crop.label) for crop in chunk)
         groups.extend(crop.group for crop in chunk)
@@ -83,6 +91,7 @@ def read_labelled_features(
     return LabelledFeatures(
         name=name,
         features=np.concatenate(features),
+        turned_features=np.concatenate(turned_features),
         labels=label_idx.astype(np.int64),
         groups=np.array(groups),
         classes=tuple(str(label) for label in classes),
@@ -97,11 +106,9 @@ def _chunks(crops: Iterator[Crop]) -> Iterator[list[Crop]]:
 
 
 def _features(
-    crops: Sequence[Crop], trunk: Trunk, cache: FeatureCache
+    pixels: NDArray[np.uint8], mode: str, trunk: Trunk, cache: FeatureCache
 ) -> tuple[NDArray[np.float32], list[str]]:
-    """Features and keys of crops that share one size and mode."""
-    mode = _mode(crops[0])
-    pixels = np.stack([model_input(crop) for crop in crops])
+    """Features and keys of crops (n, S, S, 3) of one mode."""
     keys = [content_key(picture, mode=mode) for picture in pixels]
     features, found = cache.get_features(keys)
     if not found.all():

@@ -193,6 +193,7 @@ def _fit(pool: LabelledFeatures, labelled: IntArray, *, settings: TrainingSettin
         n_classes=_k(pool),
         settings=settings,
         pool_features=pool.features,
+        turned_features=pool.turned_features[labelled],
     ).head
 
 

@@ -34,6 +34,7 @@ def measure_model(data: LabelledFeatures, cache: FeatureCache) -> Iterator[tuple
         [str(group) for group in known.groups],
         n_classes=len(data.classes),
         settings=TrainingSettings(),
+        turned_features=known.turned_features,
     ).head
     yield from _stability(head, others.features)
     yield from _map_numbers(head, others.rows(np.arange(min(N_MAPS, len(others.labels)))), cache)

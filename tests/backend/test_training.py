@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from backend.errors import DivergedError, SingleClassError
 from backend.head import probabilities
-from backend.training import TrainingSettings, fit, stratified_folds
+from backend.training import FloatArray, TrainingSettings, fit, stratified_folds
 
 SETTINGS = TrainingSettings(mc_passes=8)
 
@@ -85,3 +85,29 @@ def test_features_that_are_not_finite_are_an_error() -> None:
     features[3, 4] = np.nan
     with pytest.raises(DivergedError):
         fit(features, labels, groups, n_classes=2, settings=SETTINGS)
+
+
+def test_turned_crops_are_learned_from_too() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(2), 20)
+    upright, turned = rng.standard_normal((2, 40, 30)).astype(np.float32)
+    upright[:, 0] += 4 * labels
+    turned[:, 1] += 4 * labels
+    groups = [str(row) for row in range(40)]
+    settings = TrainingSettings(epochs=400)
+    both = np.concatenate([upright, turned])
+
+    def accuracy_on_turned(turned_features: FloatArray | None) -> float:
+        fitted = fit(
+            upright,
+            labels,
+            groups,
+            n_classes=2,
+            settings=settings,
+            pool_features=both,
+            turned_features=turned_features,
+        )
+        return float((probabilities(fitted.head, turned).argmax(axis=1) == labels).mean())
+
+    assert accuracy_on_turned(turned) > 0.9
+    assert accuracy_on_turned(None) < 0.75
