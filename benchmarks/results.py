@@ -23,7 +23,7 @@ class Results:
     """All numbers of one benchmark run.
 
     Args:
-        folder: where the files go; numbers of an earlier run that are not measured again stay.
+        folder: where the files go, in place of those of an earlier run.
         full: whether all seeds and strategies were asked for.
     """
 
