@@ -58,6 +58,7 @@ from converters.project import (
     create_project,
     export_tasks,
     import_sources,
+    link_report,
     project_label_config,
     read_sources,
 )
@@ -210,7 +211,9 @@ def import_command(
     backend = backend_address(stored, backend_url, backend_user, backend_password)
     if backend is not None:
         connect_backend(connection, project, backend)
-        BackendClient(backend).announce_tasks(project)
+        client = BackendClient(backend)
+        client.announce_tasks(project)
+        link_report(connection, project, backend, public_url=client.public_url())
     out.print(str(project))
 
 

@@ -215,7 +215,7 @@ def import_sources(
 
 
 def connect_backend(connection: Connection, project_id: int, backend: BackendAddress) -> None:
-    """Attach the ML backend to a project, or correct an attachment; link the progress report.
+    """Attach the ML backend to a project, or correct an attachment.
 
     The project is set to serve the lowest score first, whoever created it.
 
@@ -242,7 +242,35 @@ def connect_backend(connection: Connection, project_id: int, backend: BackendAdd
         connection.patch(f"api/ml/{attached[0]['id']}", settings)
     connection.patch(f"api/projects/{project_id}/", {"sampling": SAMPLING})
     _narrow_webhooks(connection, project_id, backend)
-    _link_report(connection, project_id, backend)
+
+
+def link_report(
+    connection: Connection, project_id: int, backend: BackendAddress, *, public_url: str
+) -> None:
+    """Name the report's address in an empty description; elsewhere only keep it right.
+
+    A description of the user's own stays as it is, and so does an address on a host that is
+    neither of the two given.
+
+    Args:
+        connection: to Label Studio.
+        project_id: of the project.
+        backend: as Label Studio reaches it; earlier links may name its host.
+        public_url: address of the backend as browsers reach it.
+    """
+    address = f"{public_url}/report/{project_id}"
+    hosts = {urlsplit(url).hostname for url in (public_url, backend.url)}
+    described = connection.get(f"api/projects/{project_id}/")["description"] or ""
+    lines = [
+        REPORT_LINE + address
+        if line.startswith(REPORT_LINE)
+        and urlsplit(line.removeprefix(REPORT_LINE)).hostname in hosts
+        else line
+        for line in described.splitlines()
+    ]
+    text = "\n".join(lines) or REPORT_LINE + address
+    if text != described:
+        connection.patch(f"api/projects/{project_id}/", {"description": text})
 
 
 def remember_sources(
@@ -386,26 +414,6 @@ def _import_tasks(connection: Connection, project_id: int, tasks: Sequence[dict[
             f"Label Studio created {answer['task_count']} of {len(tasks)} tasks.",
             hint="Run the same command again: it imports what is missing.",
         )
-
-
-def _link_report(connection: Connection, project_id: int, backend: BackendAddress) -> None:
-    """Name the report's address in an empty description; elsewhere only keep its port right.
-
-    A description of the user's own stays as it is, and so does an address on another host, which
-    browsers may need where Label Studio reaches the backend by an inner name.
-    """
-    address = f"{backend.url}/report/{project_id}"
-    described = connection.get(f"api/projects/{project_id}/")["description"] or ""
-    lines = [
-        REPORT_LINE + address
-        if line.startswith(REPORT_LINE)
-        and urlsplit(line.removeprefix(REPORT_LINE)).hostname == urlsplit(address).hostname
-        else line
-        for line in described.splitlines()
-    ]
-    text = "\n".join(lines) or REPORT_LINE + address
-    if text != described:
-        connection.patch(f"api/projects/{project_id}/", {"description": text})
 
 
 def _narrow_webhooks(connection: Connection, project_id: int, backend: BackendAddress) -> None:
