@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from backend.cards import render_card
 from backend.errors import PredictionError
 from backend.gradcam import gradcam
-from backend.images import DISPLAY_KEYS, PictureReader
+from backend.images import DISPLAY_KEYS, picture_reader
 from backend.label_studio import LabelStudioClient, Task
 from backend.pool import FeatureReader, Pool
 from backend.rescoring import Rescored
@@ -49,7 +49,7 @@ class CardRefresh:
     def __init__(
         self, settings: Settings, *, client: LabelStudioClient, features: FeatureReader
     ) -> None:
-        self._pictures = PictureReader(settings.files_dir, client)
+        self._pictures = picture_reader(settings, client)
         self._features = features
         self._backlogs: OrderedDict[int, _Backlog] = OrderedDict()
 
@@ -149,7 +149,7 @@ class CardRefresh:
     def _read(self, task: Task) -> UInt8Array | None:
         """The picture that people see; None when it is gone."""
         try:
-            return self._pictures.read(task.data, keys=DISPLAY_KEYS)
+            return self._pictures.read(task, keys=DISPLAY_KEYS)
         except PredictionError as error:
             _log.warning("card of task %d: %s", task.id, error)
             return None

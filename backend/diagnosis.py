@@ -22,6 +22,7 @@ def diagnose(settings: Settings, store: JobStore) -> dict[str, Any]:
     """The facts, as JSON; nothing in it is secret."""
     runner = read_runner(settings.data_dir)
     return {
+        "public_url": settings.public_url,
         "label_studio": {
             "url": settings.label_studio_url,
             "problem": label_studio_problem(settings),

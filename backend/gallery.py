@@ -16,6 +16,7 @@ from PIL import Image
 from backend.errors import PredictionError
 from backend.history import QueuedCell, VersionRecord
 from backend.images import DISPLAY_KEYS, PictureReader
+from backend.label_studio import Task
 from converters.label_config import LabelConfig
 from converters.labels import annotation_label
 
@@ -57,7 +58,7 @@ class Gallery:
     """Chooses cells and reads their pictures.
 
     Args:
-        pictures: reads from the shared folder.
+        pictures: reads them.
     """
 
     def __init__(self, pictures: PictureReader) -> None:
@@ -75,7 +76,7 @@ class Gallery:
     def _queued(self, cell: QueuedCell, serving: VersionRecord, config: LabelConfig) -> GalleryCell:
         return GalleryCell(
             task_id=cell.task_id,
-            picture=self._picture({"image": cell.picture}),
+            picture=self._picture(Task(cell.task_id, {"image": cell.picture})),
             heat=self._heat(cell.card),
             predicted=title_of(cell.predicted, config),
             probability=cell.probability,
@@ -91,7 +92,7 @@ class Gallery:
         return tuple(
             GalleryCell(
                 task_id=error.task_id,
-                picture=self._picture(error.task_data),
+                picture=self._picture(Task(error.task_id, dict(error.task_data))),
                 heat=self._heat(str(error.task_data.get("card") or "")),
                 predicted=title_of(error.predicted, config),
                 probability=error.probability,
@@ -101,9 +102,9 @@ class Gallery:
             for error in found[:GALLERY_CELLS]
         )
 
-    def _picture(self, task_data: Mapping[str, Any]) -> str:
+    def _picture(self, task: Task) -> str:
         try:
-            pixels = self._pictures.read(task_data, keys=DISPLAY_KEYS)
+            pixels = self._pictures.read(task, keys=DISPLAY_KEYS)
         except PredictionError:
             return ""
         picture = Image.fromarray(pixels)

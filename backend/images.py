@@ -1,7 +1,8 @@
 """From a task to pixels: which picture the model looks at, where it lies, and reading it safely.
 
 A task is user input. Local-files pictures are read from the shared folder and only from
-there; anything else is asked from Label Studio itself. No other host is ever contacted.
+there; anything else is asked from Label Studio itself. No other host is ever contacted, except
+the operator's bucket (`backend.bucket`).
 """
 
 import base64
@@ -16,8 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from backend.bucket import SCHEME as BUCKET_SCHEME
+from backend.bucket import BucketReader
 from backend.errors import PredictionError
-from backend.label_studio import LabelStudioClient
+from backend.label_studio import LabelStudioClient, Task
+from backend.settings import Settings
 from converters.errors import LabelStudioError
 
 # What the model looks at: the channel stack made for it, else what the annotator sees.
@@ -31,11 +35,18 @@ UInt8Array = NDArray[np.uint8]
 
 
 class PictureReader:
-    """Reads the pictures of tasks from the shared folder or from Label Studio."""
+    """Reads the pictures of tasks from the shared folder, from Label Studio or from the bucket.
 
-    def __init__(self, files_dir: Path, client: LabelStudioClient) -> None:
+    Args:
+        files_dir: the shared folder.
+        client: asks Label Studio.
+        bucket_url: address of the bucket with pictures, '' for none.
+    """
+
+    def __init__(self, files_dir: Path, client: LabelStudioClient, *, bucket_url: str = "") -> None:
         self._files_dir = files_dir.resolve()
         self._client = client
+        self._bucket = BucketReader(bucket_url, client)
 
     def identity(self, task_data: Mapping[str, Any]) -> str:
         """Text that changes when the picture may have changed, without reading it.
@@ -53,21 +64,19 @@ class PictureReader:
             raise _unavailable(url) from error
         return f"{url}|{status.st_size}|{status.st_mtime_ns}"
 
-    def read(
-        self, task_data: Mapping[str, Any], *, keys: tuple[str, ...] = MODEL_KEYS
-    ) -> UInt8Array:
+    def read(self, task: Task, *, keys: tuple[str, ...] = MODEL_KEYS) -> UInt8Array:
         """Pixels of the task's picture, shape (H, W, 3), uint8.
 
         Args:
-            task_data: the task's data.
+            task: its id matters for pictures in a bucket only.
             keys: where to look for the address of the picture, in this order.
 
         Raises:
             PredictionError: no picture, not readable, or not an image.
         """
-        url = picture_url(task_data, keys)
+        url = picture_url(task.data, keys)
         try:
-            return decode(self._bytes(url))
+            return decode(self._bytes(url, task.id))
         except (OSError, LabelStudioError, UnidentifiedImageError, ValueError) as error:
             raise _unavailable(url) from error
 
@@ -89,7 +98,9 @@ class PictureReader:
             )
         return path
 
-    def _bytes(self, url: str) -> bytes:
+    def _bytes(self, url: str, task_id: int) -> bytes:
+        if url.startswith(BUCKET_SCHEME):
+            return self._bucket.read(task_id, url)
         if url.startswith("data:image/"):
             return _decode_data_url(url)
         path = self.local_path(url)
@@ -110,6 +121,11 @@ class PictureReader:
             return url.startswith("/")
         own = urlsplit(self._client.url)
         return (parts.scheme, parts.netloc) == (own.scheme, own.netloc)
+
+
+def picture_reader(settings: Settings, client: LabelStudioClient) -> PictureReader:
+    """The reader of one backend."""
+    return PictureReader(settings.files_dir, client, bucket_url=settings.bucket_url)
 
 
 def picture_url(task_data: Mapping[str, Any], keys: tuple[str, ...] = MODEL_KEYS) -> str:

@@ -1,5 +1,6 @@
 """What the backend reads from Label Studio and writes to it, one method per need."""
 
+import base64
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -60,6 +61,7 @@ class LabelStudioClient:
                 page_size=TASK_PAGE,
                 fields="task_only",
                 include="id,data",
+                resolve_uri=False,  # else an address in a bucket becomes one of Label Studio's own
                 query=json.dumps(query),
             )
             for row in answer["tasks"]:
@@ -110,3 +112,18 @@ class LabelStudioClient:
             path: path and query below Label Studio's address, such as `data/upload/1/a.png`.
         """
         return self._connection.request("GET", path).content
+
+    def resolve(self, task_id: int, uri: str) -> bytes | str:
+        """A picture in a cloud storage of a task's project, or the presigned URL it lies at.
+
+        Args:
+            task_id: the task.
+            uri: address such as `s3://bucket/key`.
+        """
+        response = self._connection.request(
+            "GET",
+            f"tasks/{task_id}/resolve/",
+            params={"fileuri": base64.urlsafe_b64encode(uri.encode()).decode()},
+            accept=(303,),
+        )
+        return response.content if response.is_success else str(response.headers["location"])

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from backend.errors import PredictionError
 from backend.feature_cache import FeatureCache, content_key
 from backend.features import Extracted, Trunk, load_trunk
-from backend.images import PictureReader
+from backend.images import PictureReader, picture_reader
 from backend.label_studio import LabelStudioClient, Task
 from backend.settings import Settings
 from backend.weights import resolve_weights
@@ -150,7 +150,7 @@ class FeatureReader:
 
     def _read(self, task: Task) -> UInt8Array | None:
         try:
-            return _square(self._pictures.read(task.data))
+            return _square(self._pictures.read(task))
         except PredictionError as error:
             _log.warning("task %d: %s", task.id, error, extra={"task_id": task.id})
             return None
@@ -169,7 +169,7 @@ def load_feature_reader(settings: Settings, client: LabelStudioClient) -> Featur
     cache = FeatureCache(
         settings.data_dir / "features", trunk, max_bytes=int(settings.feature_cache_gb * 1e9)
     )
-    return FeatureReader(trunk, cache, PictureReader(settings.files_dir, client))
+    return FeatureReader(trunk, cache, picture_reader(settings, client))
 
 
 def input_mode(task_data: Mapping[str, Any], mode: str) -> str:

@@ -17,7 +17,7 @@ from backend.advice import Advice, ClassState, Gain, advise, recent_gain
 from backend.errors import UnknownProjectError
 from backend.gallery import Gallery, GalleryCell, title_of
 from backend.history import History, VersionRecord
-from backend.images import PictureReader
+from backend.images import picture_reader
 from backend.jobs import Job, JobStore, Project
 from backend.label_studio import LabelStudioClient
 from backend.registry import Registry
@@ -151,7 +151,7 @@ class ReportReader:
         self._client = client
         self._registry = Registry(settings.data_dir / "models")
         self._history = History(settings.data_dir / "history")
-        self._gallery = Gallery(PictureReader(settings.files_dir, client))
+        self._gallery = Gallery(picture_reader(settings, client))
 
     def projects(self) -> list[Project]:
         """The connected projects, ascending by id."""

@@ -10,6 +10,7 @@ import json
 import os
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     AliasChoices,
@@ -84,6 +85,11 @@ class Settings(BaseSettings):
     files_dir: Path = Field(
         Path("files"), description="document root of Label Studio's local files (pictures, cards)"
     )
+    bucket_url: str = Field(
+        "",
+        description="address of the S3 bucket with pictures, as presigned URLs begin;"
+        " empty: no bucket is read",
+    )
     trunk: str = Field(
         "vgg16", description="convolutional classification network of torchvision, by its name"
     )
@@ -96,6 +102,11 @@ class Settings(BaseSettings):
     threads: int = Field(8, ge=1, le=256, description="threads of each web process")
     basic_auth_user: str = Field("", description="user name asked for on every route but /health")
     basic_auth_password: SecretStr = Field(SecretStr(""), description="empty: no password asked")
+    public_url: str = Field(
+        "",
+        description="address of the backend as browsers reach it, for links to the progress report;"
+        " empty: the one Label Studio uses",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="log level")
     log_format: Literal["text", "json"] = Field(
         "text", description="json: one object per line, with request, project and task ids"
@@ -125,6 +136,15 @@ class Settings(BaseSettings):
     epochs: int | None = Field(
         None, ge=1, le=10_000, description=f"of the training; empty: the head's default; {OWN}"
     )
+
+    @field_validator("bucket_url", "public_url")
+    @classmethod
+    def _is_address(cls, address: str) -> str:
+        parts = urlsplit(address)
+        is_plain = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+        if address and (not is_plain or parts.username or parts.query or parts.fragment):
+            raise ValueError("it is no address such as https://example.org/path")
+        return address.rstrip("/")
 
     @field_validator("trunk")
     @classmethod

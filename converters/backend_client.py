@@ -88,6 +88,14 @@ class BackendClient:
         """
         return dict(self._request("GET", "/diagnosis").json())
 
+    def public_url(self) -> str:
+        """The backend's address as browsers reach it (its setting CELLAI_PUBLIC_URL).
+
+        Raises:
+            CellAIError: the backend does not answer.
+        """
+        return str(self.diagnosis().get("public_url") or self._address.url)
+
     def train(self, project_id: int) -> None:
         """Ask for a new version, even if no label is new."""
         self._post("/webhook", {"action": "START_TRAINING", "project": {"id": project_id}})

@@ -49,6 +49,7 @@ from converters.export import export_labels
 from converters.inspection import inspect_source
 from converters.label_config import TEMPLATE_PATH, read_label_config, write_label_config
 from converters.launcher import Launcher, UpOptions
+from converters.picture_store import PictureBucket
 from converters.project import (
     ImportOptions,
     ImportReport,
@@ -57,6 +58,7 @@ from converters.project import (
     create_project,
     export_tasks,
     import_sources,
+    link_report,
     project_label_config,
     read_sources,
 )
@@ -139,6 +141,9 @@ def import_command(
     api_key: ApiKey = "",
     project: ProjectId = None,
     files_dir: FilesDir = None,
+    bucket: Annotated[
+        str, typer.Option("--bucket", help="S3 bucket for the pictures: s3://NAME[/PREFIX].")
+    ] = "",
     title: Annotated[str, typer.Option("--title", help="Create a project of this name.")] = "",
     backend_url: BackendUrl = "",
     backend_user: BackendUser = "",
@@ -172,6 +177,7 @@ def import_command(
         skip_unknown_labels=skip_unknown_labels,
     )
     root = _files_dir(files_dir, data_dir)
+    store = PictureBucket(bucket) if bucket else None
     connection.get("api/current-user/whoami")
     if project is None and stored is not None and not title:
         project = stored.project_id
@@ -191,13 +197,23 @@ def import_command(
         sources,
         options,
         lambda on_progress: import_sources(
-            connection, project, sources, files_dir=root, options=options, on_progress=on_progress
+            connection,
+            project,
+            sources,
+            files_dir=root,
+            options=options,
+            on_progress=on_progress,
+            store=store,
         ),
     )
+    if store is not None:
+        console.print(f"The backend reads them with CELLAI_BUCKET_URL={store.public_url}")
     backend = backend_address(stored, backend_url, backend_user, backend_password)
     if backend is not None:
         connect_backend(connection, project, backend)
-        BackendClient(backend).announce_tasks(project)
+        client = BackendClient(backend)
+        client.announce_tasks(project)
+        link_report(connection, project, backend, public_url=client.public_url())
     out.print(str(project))
 
 

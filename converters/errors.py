@@ -23,6 +23,7 @@ CellAIError
   + ExportError                exit code 5
       - SourceChangedError     the file is no longer the one that was imported
       - OutputError            the output cannot be written
+      - BucketError            an S3 bucket for pictures cannot be used
 """
 
 from typing import ClassVar
@@ -142,3 +143,7 @@ class SourceChangedError(ExportError):
 
 class OutputError(ExportError):
     """The output cannot be written."""
+
+
+class BucketError(ExportError):
+    """An S3 bucket for pictures cannot be used."""

@@ -65,7 +65,7 @@ class Connection:
             path: path below the address, without a leading slash.
             payload: JSON body.
             params: query.
-            accept: statuses to return beside 2xx.
+            accept: statuses to return beside 2xx, redirects among them: none is followed.
 
         Raises:
             UnreachableError: nothing answers.
@@ -95,6 +95,12 @@ class Connection:
             raise self._refusal(error.status_code or 401, path, str(error.body)) from error
         if response.is_success or response.status_code in accept:
             return response
+        if response.has_redirect_location:
+            raise LabelStudioError(
+                f"Label Studio at {self.url} redirects {path} to"
+                f" {response.headers['location'].partition('?')[0][:200]}.",
+                hint="If that is the same Label Studio, pass the address it redirects to.",
+            )
         raise self._refusal(response.status_code, path, response.text)
 
     def close(self) -> None:
@@ -108,7 +114,11 @@ class Connection:
 
         if self._http is None:
             client = LabelStudio(  # type: ignore[no-untyped-call]  # untyped in the SDK
-                base_url=self.url, api_key=self._api_key, timeout=self._timeout_s
+                base_url=self.url,
+                api_key=self._api_key,
+                timeout=self._timeout_s,
+                # Where Label Studio sends one is often what somebody wrote into a task.
+                follow_redirects=False,
             )
             self._http = client._client_wrapper.httpx_client
         return self._http

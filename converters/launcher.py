@@ -28,6 +28,7 @@ from converters.project import (
     connect_backend,
     create_project,
     import_sources,
+    link_report,
 )
 from converters.screen import EDITOR_KEYMAP
 
@@ -155,8 +156,10 @@ class Launcher:
     def connect(self) -> None:
         """Connect the backend to the project and tell it that tasks may be new."""
         project_id = self._project_id()
-        connect_backend(self._connection, project_id, self.connection_file.backend)
+        backend = self.connection_file.backend
+        connect_backend(self._connection, project_id, backend)
         self._backend.announce_tasks(project_id)
+        link_report(self._connection, project_id, backend, public_url=self._backend.public_url())
 
     def wait_until_sorted(self, *, on_state: Callable[[QueueState], None]) -> QueueState:
         """Wait until every task has a score and Label Studio sorts by it.

@@ -29,6 +29,7 @@ from converters.errors import (
 from converters.export import ExportSource, ExportTask, export_task
 from converters.label_config import LabelConfig, read_label_config
 from converters.label_studio import Connection
+from converters.picture_store import PictureFolder, PictureStore
 from converters.placeholder import render_placeholder, write_card
 from converters.problems import Problems
 from converters.rendering import encode_png
@@ -37,7 +38,6 @@ from converters.source import fingerprint
 from converters.tasks import TaskPaths, annotation, pictures, task_data
 
 BATCH = 500
-ENCODERS = 2
 PAGE = 10_000
 BACKEND_TITLE = "CellAI"
 SAMPLING = "Uncertainty sampling"
@@ -157,6 +157,7 @@ def import_sources(
     files_dir: Path,
     options: ImportOptions,
     on_progress: Callable[[int], None],
+    store: PictureStore | None = None,
 ) -> ImportReport:
     """Import every cell that the project does not have yet.
 
@@ -167,30 +168,38 @@ def import_sources(
         files_dir: document root of Label Studio's local files, as seen from here.
         options: how.
         on_progress: called with the number of cells done so far.
+        store: where the pictures go; None: below `files_dir`, where the cards always are.
 
     Raises:
         SourceError: a source cannot be used.
         UnknownLabelError: labels that are no class.
         OutputError: the pictures cannot be written.
+        BucketError: the bucket cannot be used.
         LabelStudioError: Label Studio refuses something.
     """
     label_config = project_label_config(connection, project_id)
     report = ImportReport(skipped_labels=check_labels(sources, label_config, options))
     paths = TaskPaths(project_id)
+    store = store or PictureFolder(files_dir)
     _make_storage(connection, paths, files_dir)
+    store.attach(connection, project_id)
     remember_sources(sources, options.read, files_dir=files_dir, project_id=project_id)
     present = _crop_ids(connection, project_id)
     done: set[str] = set()
     crops = iter_crops(sources, options=options.read, problems=report.problems)
-    # The encoder leaves Python's lock, so two threads nearly double the pace.
-    with ThreadPoolExecutor(ENCODERS) as encoders:
+    with ThreadPoolExecutor(store.writers) as writers:
         while read := list(islice(crops, BATCH)):
             batch = list(_without_doubles(read, done, report.problems))
             fresh = [crop for crop in batch if crop.crop_id not in present]
             write = partial(
-                _task, paths=paths, files_dir=files_dir, config=label_config, options=options
+                _task,
+                paths=paths,
+                files_dir=files_dir,
+                store=store,
+                config=label_config,
+                options=options,
             )
-            tasks = list(encoders.map(write, fresh))
+            tasks = list(writers.map(write, fresh))
             _import_tasks(connection, project_id, tasks)
             report.imported += len(tasks)
             report.labelled += sum("annotations" in task for task in tasks)
@@ -206,7 +215,7 @@ def import_sources(
 
 
 def connect_backend(connection: Connection, project_id: int, backend: BackendAddress) -> None:
-    """Attach the ML backend to a project, or correct an attachment; link the progress report.
+    """Attach the ML backend to a project, or correct an attachment.
 
     The project is set to serve the lowest score first, whoever created it.
 
@@ -233,7 +242,35 @@ def connect_backend(connection: Connection, project_id: int, backend: BackendAdd
         connection.patch(f"api/ml/{attached[0]['id']}", settings)
     connection.patch(f"api/projects/{project_id}/", {"sampling": SAMPLING})
     _narrow_webhooks(connection, project_id, backend)
-    _link_report(connection, project_id, backend)
+
+
+def link_report(
+    connection: Connection, project_id: int, backend: BackendAddress, *, public_url: str
+) -> None:
+    """Name the report's address in an empty description; elsewhere only keep it right.
+
+    A description of the user's own stays as it is, and so does an address on a host that is
+    neither of the two given.
+
+    Args:
+        connection: to Label Studio.
+        project_id: of the project.
+        backend: as Label Studio reaches it; earlier links may name its host.
+        public_url: address of the backend as browsers reach it.
+    """
+    address = f"{public_url}/report/{project_id}"
+    hosts = {urlsplit(url).hostname for url in (public_url, backend.url)}
+    described = connection.get(f"api/projects/{project_id}/")["description"] or ""
+    lines = [
+        REPORT_LINE + address
+        if line.startswith(REPORT_LINE)
+        and urlsplit(line.removeprefix(REPORT_LINE)).hostname in hosts
+        else line
+        for line in described.splitlines()
+    ]
+    text = "\n".join(lines) or REPORT_LINE + address
+    if text != described:
+        connection.patch(f"api/projects/{project_id}/", {"description": text})
 
 
 def remember_sources(
@@ -320,6 +357,7 @@ def _crop_ids(connection: Connection, project_id: int) -> set[str]:
             page_size=PAGE,
             fields="task_only",
             include="id,data",
+            resolve_uri=False,
         )
         crop_ids.update(str(row["data"].get("crop_id", "")) for row in answer["tasks"])
         if page * PAGE >= answer["total"]:
@@ -338,15 +376,19 @@ def _without_doubles(crops: Iterable[Crop], done: set[str], problems: Problems) 
 
 
 def _task(
-    crop: Crop, *, paths: TaskPaths, files_dir: Path, config: LabelConfig, options: ImportOptions
+    crop: Crop,
+    *,
+    paths: TaskPaths,
+    files_dir: Path,
+    store: PictureStore,
+    config: LabelConfig,
+    options: ImportOptions,
 ) -> dict[str, Any]:
     """Write the crop's pictures and its first card; returns the task."""
     kinds: set[str] = set()
     try:
         for kind, pixels in pictures(crop):
-            target = files_dir / paths.picture(crop.crop_id, kind)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(encode_png(pixels))
+            store.write(paths.picture(crop.crop_id, kind), encode_png(pixels))
             kinds.add(kind)
         card = files_dir / paths.card(crop.crop_id)
         card.parent.mkdir(parents=True, exist_ok=True)
@@ -357,7 +399,7 @@ def _task(
             hint="Make room or choose another folder, then run the same command again: it goes on"
             " where it stopped.",
         ) from error
-    task: dict[str, Any] = {"data": task_data(crop, paths, kinds)}
+    task: dict[str, Any] = {"data": task_data(crop, paths, kinds, picture_url=store.url)}
     if options.use_labels and crop.label in config.classes:
         task["annotations"] = [annotation(crop.label, config)]
     return task
@@ -372,26 +414,6 @@ def _import_tasks(connection: Connection, project_id: int, tasks: Sequence[dict[
             f"Label Studio created {answer['task_count']} of {len(tasks)} tasks.",
             hint="Run the same command again: it imports what is missing.",
         )
-
-
-def _link_report(connection: Connection, project_id: int, backend: BackendAddress) -> None:
-    """Name the report's address in an empty description; elsewhere only keep its port right.
-
-    A description of the user's own stays as it is, and so does an address on another host, which
-    browsers may need where Label Studio reaches the backend by an inner name.
-    """
-    address = f"{backend.url}/report/{project_id}"
-    described = connection.get(f"api/projects/{project_id}/")["description"] or ""
-    lines = [
-        REPORT_LINE + address
-        if line.startswith(REPORT_LINE)
-        and urlsplit(line.removeprefix(REPORT_LINE)).hostname == urlsplit(address).hostname
-        else line
-        for line in described.splitlines()
-    ]
-    text = "\n".join(lines) or REPORT_LINE + address
-    if text != described:
-        connection.patch(f"api/projects/{project_id}/", {"description": text})
 
 
 def _narrow_webhooks(connection: Connection, project_id: int, backend: BackendAddress) -> None:

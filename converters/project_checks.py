@@ -1,19 +1,23 @@
 """What `cellai doctor` looks at in one project: order of the queue, webhook, pictures."""
 
+import base64
 from collections.abc import Iterator, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 
 from converters.check import Check, advice, ok, problem
 from converters.errors import LabelStudioError
 from converters.label_studio import Connection
+from converters.picture_store import SCHEME as BUCKET_SCHEME
 from converters.project import SAMPLING, WEBHOOK_ACTIONS
 
 # Above so many tasks SQLite makes annotators wait: it locks the whole database while the
 # predictions of a version are written (10,000 rows: 14-17 s, measured on 1.23.2).
 LARGE_POOL = 10_000
 WEBHOOK_TIMEOUT_S = 5
+BUCKET_TIMEOUT_S = 10
 PICTURE_KEYS = ("phase", "amplitude", "image", "model_input")
 # An event that the backend answers and does nothing about.
 PROBE_EVENT = "CELLAI_DOCTOR"
@@ -134,10 +138,17 @@ def _answer(webhook: Mapping[str, Any], project_id: int, fix: str) -> Check:
 
 def _pictures(connection: Connection, project_id: int) -> Check:
     tasks = connection.get(
-        "api/tasks/", project=project_id, page_size=1, fields="task_only", include="id,data"
+        "api/tasks/",
+        project=project_id,
+        page_size=1,
+        fields="task_only",
+        include="id,data",
+        resolve_uri=False,
     )["tasks"]
     data = tasks[0]["data"] if tasks else {}
     path = next((str(data[key]) for key in PICTURE_KEYS if data.get(key)), "")
+    if path.startswith(BUCKET_SCHEME):
+        return _bucket_picture(connection, tasks[0]["id"], path)
     if not path.startswith("/"):
         return ok("Pictures", "none that Label Studio itself serves")
     answer = connection.request("GET", path.removeprefix("/"), accept=(403, 404, 500))
@@ -149,6 +160,36 @@ def _pictures(connection: Connection, project_id: int) -> Check:
         "Import again (the storage may be gone), and start Label Studio with"
         " LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and the right"
         " LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT.",
+    )
+
+
+def _bucket_picture(connection: Connection, task_id: int, uri: str) -> Check:
+    """A picture in a bucket, by the two steps in which a browser gets it."""
+    fix = (
+        "Add the bucket to the project's cloud storages (`cellai import --bucket` does), and let"
+        " Label Studio's role or keys read it."
+    )
+    answer = connection.request(
+        "GET",
+        f"tasks/{task_id}/resolve/",
+        params={"fileuri": base64.urlsafe_b64encode(uri.encode()).decode()},
+        accept=(303, 403, 404, 424, 500),
+    )
+    where = "Label Studio"
+    if answer.has_redirect_location:
+        where = urlsplit(answer.headers["location"]).netloc
+        try:
+            answer = httpx.get(answer.headers["location"], timeout=BUCKET_TIMEOUT_S)
+        except httpx.HTTPError as error:
+            return problem(
+                "Pictures",
+                f"The bucket at {where} does not answer from here ({type(error).__name__}).",
+                "Look whether it answers from the annotators' machines and from the backend's.",
+            )
+    if answer.is_success and answer.headers["content-type"].startswith("image/"):
+        return ok("Pictures", f"task {task_id} shows {uri} from {where}")
+    return problem(
+        "Pictures", f"{where} answers {answer.status_code} to {uri} of task {task_id}.", fix
     )
 
 

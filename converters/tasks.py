@@ -1,6 +1,6 @@
 """A crop to a Label Studio task: its data, the pictures it names, and its annotation."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -61,16 +61,23 @@ def pictures(crop: Crop) -> Iterator[tuple[str, UInt8Array]]:
         yield "model_input", model_input(crop)
 
 
-def task_data(crop: Crop, paths: TaskPaths, kinds: set[str]) -> dict[str, Any]:
+def task_data(
+    crop: Crop,
+    paths: TaskPaths,
+    kinds: set[str],
+    *,
+    picture_url: Callable[[PurePosixPath], str] = local_files_url,
+) -> dict[str, Any]:
     """The task's data; every key is always there, '' where the source lacks the thing.
 
     Args:
         crop: the cell.
         paths: of its project.
         kinds: task keys of the pictures it has.
+        picture_url: address of a picture, by its path.
     """
     addresses = {
-        kind: local_files_url(paths.picture(crop.crop_id, kind)) if kind in kinds else ""
+        kind: picture_url(paths.picture(crop.crop_id, kind)) if kind in kinds else ""
         for kind in ("phase", "amplitude", "image", "model_input")
     }
     return {

@@ -58,7 +58,13 @@ def demo(tmp_path_factory: pytest.TempPathFactory, sample_file: Path) -> Iterato
     weights = SHARED / "vgg16_features.safetensors"
     if weights.exists():
         arguments += ["--weights", weights]
-    installation = start_installation(tmp_path_factory.mktemp("demo"), *arguments)
+    # Keys of a bucket that any test may make; without them boto3 would look for an instance's role.
+    installation = start_installation(
+        tmp_path_factory.mktemp("demo"),
+        *arguments,
+        AWS_ACCESS_KEY_ID="testing",
+        AWS_SECRET_ACCESS_KEY="testing",
+    )
     yield installation
     with contextlib.suppress(ProcessLookupError):
         installation.stop()

@@ -225,13 +225,16 @@ class OwnBackend:
                 process.terminate()
             process.wait(60)
 
-    def import_source(self, source: Path) -> int:
-        """Import a source without its labels into a new project of this backend's."""
+    def import_source(
+        self, source: Path, *options: object, labels: bool = False, **environment: str
+    ) -> int:
+        """Import a source, without its labels unless told, into a new project of this backend's."""
         connection = self.demo.connection_file
         answer = run_cellai(
             "import",
             source,
-            "--no-labels",
+            *([] if labels else ["--no-labels"]),
+            *options,
             "--url",
             self.label_studio_url or connection.label_studio_url,
             "--files-dir",
@@ -241,6 +244,7 @@ class OwnBackend:
             LABEL_STUDIO_API_KEY=connection.api_key,
             CELLAI_BASIC_AUTH_USER=self.address.user,
             CELLAI_BASIC_AUTH_PASSWORD=self.address.password,
+            **environment,
         )
         assert answer.returncode == 0, answer.stderr
         return int(answer.stdout)

@@ -15,7 +15,7 @@ BACKEND = sorted((ROOT / "backend").glob("**/*.py"))
 # What reads from or listens to Label Studio goes through the one module that wraps its SDK.
 SDK_MODULE = ROOT / "converters" / "label_studio.py"
 # Each takes a second or more to import; `cellai --help` and every child process would pay.
-HEAVY = ("torch", "torchvision", "label_studio_sdk", "sklearn", "skimage")
+HEAVY = ("torch", "torchvision", "label_studio_sdk", "sklearn", "skimage", "boto3")
 
 
 def imports(path: Path) -> Iterator[tuple[str, bool]]:
@@ -102,7 +102,8 @@ def test_light_modules_stay_light(module: str) -> None:
 
 def test_command_loads_neither_torch_nor_the_sdk() -> None:
     assert (
-        loaded_by("converters.cli") & {"torch", "torchvision", "label_studio_sdk", "sklearn"}
+        loaded_by("converters.cli")
+        & {"torch", "torchvision", "label_studio_sdk", "sklearn", "boto3"}
         == set()
     )
 

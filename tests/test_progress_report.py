@@ -14,7 +14,7 @@ from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 
 from converters.backend_client import BackendClient
-from converters.project import BackendAddress, connect_backend
+from converters.project import BackendAddress, link_report
 
 pytestmark = [pytest.mark.browser, pytest.mark.label_studio]
 
@@ -243,15 +243,21 @@ def test_description_leads_to_the_report_and_keeps_what_a_user_wrote(demo: Insta
     version = demo.project()["model_version"]
     try:
         demo.label_studio.patch(project, {"description": "Smears of May"})
-        connect_backend(demo.label_studio, demo.project_id, backend)
+        link_report(demo.label_studio, demo.project_id, backend, public_url=backend.url)
         assert demo.project()["description"] == "Smears of May"
 
         other_port = f"Progress report: {moved.url}/report/{demo.project_id}"
         other_host = f"Progress report: http://lab.example/report/{demo.project_id}"
         demo.label_studio.patch(project, {"description": f"{other_port}\n{other_host}"})
-        connect_backend(demo.label_studio, demo.project_id, backend)
+        link_report(demo.label_studio, demo.project_id, backend, public_url=backend.url)
         assert demo.project()["description"] == (
             f"Progress report: {report_url(demo)}\n{other_host}"
+        )
+
+        public = "https://cells.example.org"
+        link_report(demo.label_studio, demo.project_id, backend, public_url=public)
+        assert demo.project()["description"] == (
+            f"Progress report: {public}/report/{demo.project_id}\n{other_host}"
         )
     finally:
         demo.label_studio.patch(project, {"description": f"Progress report: {report_url(demo)}"})

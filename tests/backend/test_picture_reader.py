@@ -11,7 +11,7 @@ from PIL import Image
 
 from backend.errors import PredictionError
 from backend.images import DISPLAY_KEYS, PictureReader, decode
-from backend.label_studio import LabelStudioClient
+from backend.label_studio import LabelStudioClient, Task
 
 PIXELS = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
 
@@ -26,6 +26,10 @@ class Recorder(LabelStudioClient):
     def download(self, path: str) -> bytes:
         self.asked.append(path)
         return png(PIXELS)
+
+    def resolve(self, task_id: int, uri: str) -> bytes | str:
+        self.asked.append(f"{task_id} {uri}")
+        return "http://127.0.0.1:1/cells/cell.png"
 
 
 def png(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
@@ -53,24 +57,31 @@ def test_local_file_is_read_from_the_shared_folder(reader: PictureReader, client
         "/data/local-files/?d=project-1/cell.png",
         "http://label-studio:8080/data/local-files/?d=project-1/cell.png",
     ):
-        assert (reader.read({"image": url}) == PIXELS).all()
+        assert (reader.read(Task(7, {"image": url})) == PIXELS).all()
     assert client.asked == []
 
 
 def test_upload_is_asked_from_label_studio(reader: PictureReader, client: Recorder) -> None:
-    assert (reader.read({"image": "/data/upload/3/cell.png"}) == PIXELS).all()
+    assert (reader.read(Task(7, {"image": "/data/upload/3/cell.png"})) == PIXELS).all()
     assert client.asked == ["data/upload/3/cell.png"]
+
+
+def test_bucket_is_asked_for_with_the_task(reader: PictureReader, client: Recorder) -> None:
+    """Where Label Studio then sends us is test_bucket's subject; here no bucket is set."""
+    with pytest.raises(PredictionError, match="CELLAI_BUCKET_URL"):
+        reader.read(Task(7, {"image": "s3://cells/cell.png"}))
+    assert client.asked == ["7 s3://cells/cell.png"]
 
 
 def test_data_url_is_decoded(reader: PictureReader) -> None:
     url = "data:image/png;base64," + base64.b64encode(png(PIXELS)).decode()
-    assert (reader.read({"image": url}) == PIXELS).all()
+    assert (reader.read(Task(7, {"image": url})) == PIXELS).all()
 
 
 def test_model_looks_at_its_own_stack_and_people_at_colours(reader: PictureReader) -> None:
     data = {"model_input": "/data/upload/1/stack.png", "phase": "/data/upload/1/phase.png"}
     assert reader.identity(data) == "/data/upload/1/stack.png"
-    assert reader.read(data, keys=DISPLAY_KEYS).shape == PIXELS.shape
+    assert reader.read(Task(7, data), keys=DISPLAY_KEYS).shape == PIXELS.shape
 
 
 @pytest.mark.parametrize(
@@ -89,6 +100,9 @@ def test_model_looks_at_its_own_stack_and_people_at_colours(reader: PictureReade
         "/api/users/",
         "/data/../api/users/",
         "/data/%2e%2e/api/users/",
+        "S3://cells/cell.png",
+        "gs://cells/cell.png",
+        "/tasks/1/resolve/?fileuri=czM6Ly9jZWxscy9hLnBuZw==",
         "ftp://label-studio:8080/data/upload/1/cell.png",
         "data:image/png;base64,%%%",
         "data:image/png,raw",
@@ -99,14 +113,14 @@ def test_other_addresses_are_refused_without_a_request(
     reader: PictureReader, client: Recorder, url: str
 ) -> None:
     with pytest.raises(PredictionError):
-        reader.read({"image": url})
+        reader.read(Task(7, {"image": url}))
     assert client.asked == []
 
 
 def test_link_out_of_the_folder_is_refused(reader: PictureReader, tmp_path: Path) -> None:
     (tmp_path / "files" / "link.png").symlink_to(tmp_path / "secret.png")
     with pytest.raises(PredictionError, match="outside"):
-        reader.read({"image": "/data/local-files/?d=link.png"})
+        reader.read(Task(7, {"image": "/data/local-files/?d=link.png"}))
 
 
 def test_task_without_picture_says_so(reader: PictureReader) -> None:

@@ -43,3 +43,14 @@ def test_project_overrides_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_wrong_project_parameters_are_explained(text: str, word: str) -> None:
     with pytest.raises(ParametersError, match=word):
         ProjectParameters.parse(text)
+
+
+@pytest.mark.parametrize("name", ["CELLAI_BUCKET_URL", "CELLAI_PUBLIC_URL"])
+def test_addresses_are_checked(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    field = name.removeprefix("CELLAI_").lower()
+    monkeypatch.setenv(name, "https://s3.example.org/cells/")
+    assert getattr(read_settings(), field) == "https://s3.example.org/cells"
+    for wrong in ("s3://cells", "cells.example.org", "https://", "https://a:b@c", "https://c/?d"):
+        monkeypatch.setenv(name, wrong)
+        with pytest.raises(ConfigurationError, match="no address such as"):
+            read_settings()
