@@ -24,7 +24,8 @@ class Pictures:
     def identity(self, data: dict[str, Any]) -> str:
         return f"picture {data['number']}"
 
-    def read(self, data: dict[str, Any]) -> NDArray[np.uint8]:
+    def read(self, task: Task) -> NDArray[np.uint8]:
+        data = task.data
         if data["number"] == 3:
             raise PredictionError("No picture.", hint="Import it.")
         self.read_numbers.append(data["number"])
