@@ -182,6 +182,12 @@ class OwnBackend:
     weights: Path
     address: BackendAddress
     label_studio_url: str = ""  # another one than the installation's
+    other_files_dir: Path | None = None  # what that one serves
+
+    @property
+    def files_dir(self) -> Path:
+        """Document root of the Label Studio that the backend serves."""
+        return self.other_files_dir or self.demo.data_dir / "files"
 
     @contextmanager
     def running(
@@ -202,7 +208,7 @@ class OwnBackend:
                 "CELLAI_LABEL_STUDIO_URL": self.label_studio_url or connection.label_studio_url,
                 "CELLAI_LABEL_STUDIO_API_KEY": connection.api_key,
                 "CELLAI_DATA_DIR": str(self.data_dir),
-                "CELLAI_FILES_DIR": str(self.demo.data_dir / "files"),
+                "CELLAI_FILES_DIR": str(self.files_dir),
                 "CELLAI_PORT": self.address.url.rpartition(":")[2],
                 "CELLAI_BASIC_AUTH_USER": self.address.user,
                 "CELLAI_BASIC_AUTH_PASSWORD": self.address.password,
@@ -238,7 +244,7 @@ class OwnBackend:
             "--url",
             self.label_studio_url or connection.label_studio_url,
             "--files-dir",
-            self.demo.data_dir / "files",
+            self.files_dir,
             "--backend-url",
             self.address.url,
             LABEL_STUDIO_API_KEY=connection.api_key,

@@ -20,7 +20,7 @@ PROTECTED = (
 
 def test_health_is_open(demo: Installation) -> None:
     answer = httpx.get(f"{demo.connection_file.backend_url}/health")
-    assert answer.json() == {"status": "UP"}
+    assert answer.json() == {"status": "UP", "problem": ""}
 
 
 @pytest.mark.parametrize(("method", "path"), PROTECTED)

@@ -127,6 +127,10 @@ def test_predictions_name_a_class_and_all_probabilities(demo: Installation) -> N
 
 
 def test_status_lists_versions_jobs_and_open_tasks(demo: Installation) -> None:
+    n_labels = sum(task["is_labeled"] for task in demo.tasks())
+    wait_until(  # no version may come between the two looks below
+        lambda: demo.serving().get("n_labels") == n_labels, deadline_s=60, what="all labels learned"
+    )
     answer = run_cellai("status", "--json", "--data-dir", demo.data_dir)
     assert answer.returncode == 0, answer.stderr
     (project,) = (p for p in json.loads(answer.stdout) if p["project_id"] == demo.project_id)

@@ -44,7 +44,14 @@ def own_backend(
 ) -> OwnBackend:
     address = BackendAddress(f"http://127.0.0.1:{free_port()}", "tester", "a secret")
     folder = tmp_path_factory.mktemp("backend")
-    return OwnBackend(demo, folder, weights, address, label_studio_url=label_studio.url)
+    return OwnBackend(
+        demo,
+        folder,
+        weights,
+        address,
+        label_studio_url=label_studio.url,
+        other_files_dir=label_studio.files_dir,
+    )
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

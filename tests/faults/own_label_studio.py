@@ -27,12 +27,14 @@ class OwnLabelStudio:
 
     Args:
         folder: for the copy.
-        demo: the installation; its files are served and its token holds here too.
+        demo: the installation; its token holds here too. The files are others: both number
+            their projects alike, and each has its own folder for project 11.
     """
 
     def __init__(self, folder: Path, demo: Installation) -> None:
         self._folder = folder / "label-studio"
-        self._files_root = demo.data_dir / "files"
+        self.files_dir = folder / "files"
+        self.files_dir.mkdir()
         self._port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self.url = f"http://127.0.0.1:{self._port}"
@@ -67,7 +69,7 @@ class OwnLabelStudio:
             | LABEL_STUDIO_ENVIRONMENT
             | {
                 "LABEL_STUDIO_BASE_DATA_DIR": str(self._folder),
-                "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT": str(self._files_root),
+                "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT": str(self.files_dir),
             },
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
