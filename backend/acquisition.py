@@ -25,6 +25,7 @@ PRIORITY_STEP = 1e-7  # least distance of two priorities
 # Labels are few before the next retraining, so only the head of the queue is chosen jointly.
 JOINTLY_CHOSEN = 60
 CANDIDATES = 400
+UNCERTAINTY_POWER = 2
 BALANCE_POWER = 0.25
 SIMILARITY_WEIGHT = 0.5
 
@@ -71,7 +72,7 @@ def balanced_diverse_order(
 ) -> IntArray:
     """Crops in the order of uncertainty x class balance x diversity.
 
-    The value of a crop is u * sum_k(p_k (1 + n_k)^-1/4) * (1 - s / 2): u its uncertainty (one
+    The value of a crop is u^2 * sum_k(p_k (1 + n_k)^-1/4) * (1 - s / 2): u its uncertainty (one
     minus the margin), p_k its class probabilities, n_k the labels of class k, s its largest
     cosine similarity to a crop chosen before it. The crop of the largest value comes next;
     n_k then grows by its p_k. Behind the jointly chosen crops s is left out.
@@ -91,13 +92,14 @@ def balanced_diverse_order(
         this product of the three: docs/model.md.
     """
     counts = 1.0 + np.bincount(labels, minlength=probabilities.shape[1]).astype(np.float64)
-    value = uncertainty * (probabilities @ counts**-BALANCE_POWER)
+    doubt = uncertainty**UNCERTAINTY_POWER
+    value = doubt * (probabilities @ counts**-BALANCE_POWER)
     order = np.argsort(-value, kind="stable")
     candidates = order[:CANDIDATES]
     chosen = _choose_jointly(
         _directions(pool_features, candidates),
         probabilities[candidates],
-        uncertainty[candidates],
+        doubt[candidates],
         counts,
     )
     left = np.ones(len(order), np.bool_)
@@ -108,7 +110,7 @@ def balanced_diverse_order(
 def _choose_jointly(
     directions: FloatArray,
     probabilities: FloatArray,
-    uncertainty: Float64Array,
+    doubt: Float64Array,
     counts: Float64Array,
 ) -> IntArray:
     """Greedy choice among the candidates; see `balanced_diverse_order`."""
@@ -118,9 +120,7 @@ def _choose_jointly(
     chosen: list[int] = []
     for _ in range(min(JOINTLY_CHOSEN, len(directions))):
         value = (
-            uncertainty
-            * (probabilities @ counts**-BALANCE_POWER)
-            * (1 - SIMILARITY_WEIGHT * similarity)
+            doubt * (probabilities @ counts**-BALANCE_POWER) * (1 - SIMILARITY_WEIGHT * similarity)
         )
         best = int(np.where(is_free, value, -1).argmax())
         is_free[best] = False
