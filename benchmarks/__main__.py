@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 from backend.feature_cache import FeatureCache
 from backend.features import load_trunk
@@ -83,8 +84,7 @@ def _measure_learning(results: Results, paths: list[Path] | None, *, full: bool)
     with ProcessPoolExecutor(
         os.cpu_count(),
         mp_context=get_context("spawn"),
-        initializer=torch.set_num_threads,
-        initargs=(1,),
+        initializer=_use_one_thread,
     ) as pool:
         for runs in pool.map(simulate_all, *zip(*jobs, strict=True)):
             results.add_runs(runs)
@@ -93,6 +93,12 @@ def _measure_learning(results: Results, paths: list[Path] | None, *, full: bool)
     for data in datasets:
         for name, value in measure_model(data, cache):
             results.add(f"{name}_{data.name}", value)
+
+
+def _use_one_thread() -> None:
+    """In each process, which has a core of its own; waiting threads would take the others'."""
+    torch.set_num_threads(1)
+    threadpool_limits(1)
 
 
 def _sources(paths: list[Path] | None) -> dict[str, Path]:

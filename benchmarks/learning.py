@@ -4,6 +4,7 @@ An oracle annotator labels what comes next, 10 cells per version, as in Label St
 start, `fit`, Monte-Carlo passes, `queue_priorities`. Test cells are those of other fields.
 """
 
+import math
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -21,8 +22,10 @@ IntArray = NDArray[np.int64]
 
 BATCH = 10  # as in the product, where pools of under 5,000 are retrained so often
 BUDGET = 200
+TAIL_STEP = 0.15  # beyond the budget, labels for each version, as a part of those there are
 TEST_SHARE = 1 / 3
 FULL_SCORE_SHARE = 0.95
+COVERAGES = tuple(tenth / 10 for tenth in range(1, 11))
 STRATEGIES = ("random", "entropy", "margin", "bald", "cellai")
 # The acquisition of the project this one succeeds, and what the cold start alone gives.
 FULL_STRATEGIES = (*STRATEGIES, "entropy_5_passes", "margin_after_cold_start")
@@ -41,6 +44,7 @@ class Point:
     brier_before: float
     brier_after: float
     risk_half: float  # share of the errors that lie in the most certain half
+    risk_at_coverage: tuple[float, ...]  # error rate of the most certain COVERAGES
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +128,7 @@ def simulate(cells: Split, *, strategy: str, seed: int) -> Run:
         if not len(queue) or (len(labelled) >= BUDGET and _reached(points, target) is not None):
             break
         order = _order(head, pool, queue, labelled, strategy=criterion, settings=settings)
-        step = BATCH if len(labelled) < BUDGET else 3 * BATCH
+        step = BATCH if len(labelled) < BUDGET else math.ceil(TAIL_STEP * len(labelled))
         labelled = np.append(labelled, queue[order[:step]])
     return Run(
         dataset=pool.name,
@@ -162,6 +166,7 @@ def measure(head: Head, test: LabelledFeatures, *, n_labels: int, seed: int) -> 
         brier_before=brier_score(before, test.labels),
         brier_after=brier_score(after, test.labels),
         risk_half=_risk_half(after, predicted != test.labels),
+        risk_at_coverage=_risk_at_coverage(after, predicted != test.labels),
     )
 
 
@@ -235,6 +240,17 @@ def _reached(points: list[Point], target: float) -> int | None:
 def _risk_half(probabilities: FloatArray, is_wrong: NDArray[np.bool_]) -> float:
     most_certain = np.argsort(-probabilities.max(axis=1))[: len(is_wrong) // 2]
     return float(is_wrong[most_certain].sum() / max(is_wrong.sum(), 1))
+
+
+def _risk_at_coverage(probabilities: FloatArray, is_wrong: NDArray[np.bool_]) -> tuple[float, ...]:
+    """Error rate of the most certain part of the cells, for each of COVERAGES.
+
+    Source:
+        El-Yaniv & Wiener 2010, "On the Foundations of Noise-free Selective Classification".
+    """
+    most_certain_first = is_wrong[np.argsort(-probabilities.max(axis=1))]
+    counts = [max(1, round(coverage * len(is_wrong))) for coverage in COVERAGES]
+    return tuple(float(most_certain_first[:count].mean()) for count in counts)
 
 
 def _chosen(

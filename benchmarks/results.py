@@ -2,18 +2,15 @@
 
 import json
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 
 from benchmarks.learning import BUDGET, Run, area, at, macro_f1_at
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
+from benchmarks.plots import plot_learning, plot_stability
 
 FIRST_LABELS = 50
 SINGLE_CRITERIA = ("entropy", "margin", "bald")
@@ -60,28 +57,30 @@ class Results:
         (self._folder / "runs.json").write_text(json.dumps([asdict(run) for run in self.runs]))
         (self._folder / "results.md").write_text(self._markdown())
         for dataset in sorted({run.dataset for run in self.runs}):
-            plot_curves([run for run in self.runs if run.dataset == dataset], self._folder)
+            path = self._folder / f"learning-{dataset}.png"
+            plot_learning(runs_by_strategy(self.runs, dataset), path)
+        plot_stability(self.numbers, self._folder / "stability.png")
 
     def _markdown(self) -> str:
         lines = ["# Benchmark results", "", "| number | value |", "|---|---|"]
         lines += [f"| `{name}` | {value:.4g} |" for name, value in self.numbers.items()]
         for dataset in sorted({run.dataset for run in self.runs}):
-            lines += ["", *learning_table([run for run in self.runs if run.dataset == dataset])]
+            lines += ["", *learning_table(dataset, runs_by_strategy(self.runs, dataset))]
         return "\n".join(lines) + "\n"
 
 
 def learning_numbers(runs: Sequence[Run]) -> Iterator[tuple[str, float]]:
     """The numbers of issue 3 for each data set."""
     for dataset in sorted({run.dataset for run in runs}):
-        by_strategy = _by_strategy([run for run in runs if run.dataset == dataset])
+        by_strategy = runs_by_strategy(runs, dataset)
         ours, rnd = by_strategy["cellai"], by_strategy["random"]
-        best_single = max(_mean_area(by_strategy[name]) for name in SINGLE_CRITERIA)
+        best_single = max((by_strategy[name] for name in SINGLE_CRITERIA), key=_mean_area)
         yield f"labels_to_95_ratio_{dataset}", _labels_to_95(ours) / _labels_to_95(rnd)
         yield f"area_{dataset}", _mean_area(ours)
-        yield f"area_gain_{dataset}", _mean_area(ours) - best_single
-        yield f"area_gain_over_random_{dataset}", _mean_area(ours) - _mean_area(rnd)
-        first50 = [_mean_macro_f1_at(own, FIRST_LABELS) for own in (ours, rnd)]
-        yield f"first50_gain_{dataset}", first50[0] - first50[1]
+        yield from _gain(f"area_gain_{dataset}", map(area, ours), map(area, best_single))
+        yield from _gain(f"area_gain_over_random_{dataset}", map(area, ours), map(area, rnd))
+        first50 = ((macro_f1_at(run, FIRST_LABELS) for run in own) for own in (ours, rnd))
+        yield from _gain(f"first50_gain_{dataset}", *first50)
         last = [at(run, BUDGET) for run in ours]
         yield f"ece_before_{dataset}", float(np.median([point.ece_before for point in last]))
         yield f"ece_after_{dataset}", float(np.median([point.ece_after for point in last]))
@@ -90,47 +89,27 @@ def learning_numbers(runs: Sequence[Run]) -> Iterator[tuple[str, float]]:
         yield f"risk_half_{dataset}", float(np.median([point.risk_half for point in last]))
 
 
-def learning_table(runs: Sequence[Run]) -> list[str]:
+def learning_table(dataset: str, by_strategy: dict[str, list[Run]]) -> list[str]:
     """Markdown table of one data set: mean and standard error over seeds."""
+    full = np.mean([run.full_macro_f1 for own in by_strategy.values() for run in own])
     lines = [
-        f"## {runs[0].dataset} (macro-F1 of the whole pool "
-        f"{np.mean([run.full_macro_f1 for run in runs]):.3f})",
+        f"## {dataset} (macro-F1 of the whole pool {full:.3f})",
         "",
-        "| strategy | area | macro-F1 at 50 | at 100 | at 200 | rare recall at 100 | to 95 % |",
-        "|---|---|---|---|---|---|---|",
+        "| strategy | area | macro-F1 at 50 | at 100 | at 200 | balanced accuracy at 100 "
+        "| rare recall at 100 | to 95 % |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    for strategy, own in _by_strategy(runs).items():
+    for strategy, own in by_strategy.items():
         areas = [area(run) for run in own]
         error = np.std(areas, ddof=1) / len(areas) ** 0.5 if len(areas) > 1 else float("nan")
         cells = [f"{_mean_macro_f1_at(own, n):.3f}" for n in (50, 100, 200)]
+        balanced = np.mean([at(run, 100).balanced_accuracy for run in own])
         rare = np.mean([at(run, 100).rare_recall for run in own])
         lines.append(
             f"| {strategy} | {np.mean(areas):.3f} ± {error:.3f} | {' | '.join(cells)} | "
-            f"{rare:.3f} | {_labels_to_95(own):.0f} |"
+            f"{balanced:.3f} | {rare:.3f} | {_labels_to_95(own):.0f} |"
         )
     return lines
-
-
-def plot_curves(runs: Sequence[Run], folder: Path) -> Path:
-    """Macro-F1 and rare-class recall against labels, mean and deviation over seeds."""
-    figure, panels = plt.subplots(1, 2, figsize=(11, 4), sharex=True)
-    for strategy, own in _by_strategy(runs).items():
-        counts = sorted({p.n_labels for run in own for p in run.points if p.n_labels <= BUDGET})
-        for panel, name in zip(panels, ("macro_f1", "rare_recall"), strict=True):
-            curves = np.array([[getattr(at(run, n), name) for n in counts] for run in own])
-            mean, deviation = curves.mean(axis=0), curves.std(axis=0)
-            panel.plot(counts, mean, label=strategy)
-            panel.fill_between(counts, mean - deviation, mean + deviation, alpha=0.12)
-            panel.set(xlabel="labels", ylabel=name.replace("_", " "))
-    panels[0].axhline(
-        0.95 * np.mean([run.full_macro_f1 for run in runs]), color="grey", linestyle=":"
-    )
-    panels[0].legend()
-    figure.suptitle(runs[0].dataset)
-    path = folder / f"learning-{runs[0].dataset}.png"
-    figure.savefig(path, dpi=110, bbox_inches="tight")
-    plt.close(figure)
-    return path
 
 
 def _labels_to_95(runs: Sequence[Run]) -> float:
@@ -142,9 +121,19 @@ def _labels_to_95(runs: Sequence[Run]) -> float:
     return float(np.median(counts))
 
 
-def _by_strategy(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    names = dict.fromkeys(run.strategy for run in runs)
-    return {name: [run for run in runs if run.strategy == name] for name in names}
+def runs_by_strategy(runs: Sequence[Run], dataset: str) -> dict[str, list[Run]]:
+    """The runs of one data set, each strategy's in the order of the seeds."""
+    own = [run for run in runs if run.dataset == dataset]
+    names = dict.fromkeys(run.strategy for run in own)
+    return {name: [run for run in own if run.strategy == name] for name in names}
+
+
+def _gain(name: str, ours: Iterable[float], theirs: Iterable[float]) -> Iterator[tuple[str, float]]:
+    """Mean of the differences, split by split, and its standard error over the splits."""
+    differences = np.array([mine - other for mine, other in zip(ours, theirs, strict=True)])
+    yield name, float(differences.mean())
+    if len(differences) > 1:
+        yield f"{name}_se", float(differences.std(ddof=1) / len(differences) ** 0.5)
 
 
 def _mean_macro_f1_at(runs: Sequence[Run], n_labels: int) -> float:
