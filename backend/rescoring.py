@@ -18,7 +18,9 @@ from backend.label_studio import LabelStudioClient
 from backend.pool import Pool
 from backend.prediction import Predicted, predict, prediction
 from backend.registry import Version
+from backend.second_look import label_confidence
 from backend.settings import ProjectParameters
+from backend.training import TrainingSettings
 from backend.training_set import Snapshot
 from backend.uncertainty import score_from_priority
 
@@ -38,7 +40,8 @@ class Rescored:
         version: the version.
         head: its head, None at cold start.
         predicted: None at cold start.
-        scores: (N,) float64 in [0, 1], lowest labelled first.
+        scores: (N,) float64 in [0, 1]; of open tasks the queue order, lowest labelled first; of
+            labelled ones the belief in their label, lowest looked at again first.
     """
 
     version: Version
@@ -56,7 +59,10 @@ def rescore(
     parameters: ProjectParameters,
     seed: int,
 ) -> Rescored:
-    """Score every task: queue order for those without a label, certainty for the others.
+    """Score every task: queue order for those without a label, belief for the others.
+
+    With one annotation per task the queue never serves a labelled task, so its score is free to
+    order the second look. With more, Label Studio serves tasks that lack annotations at random.
 
     Args:
         snapshot: classes and labels.
@@ -76,13 +82,21 @@ def rescore(
         return Rescored(version, None, None, scores)
 
     predicted = predict(head, pool.features, passes=parameters.mc_passes, seed=seed)
-    scores[pool.is_readable] = 1 - predicted.uncertainty[pool.is_readable]
+    labels = np.array([snapshot.labels.get(task.id, -1) for task in pool.tasks], np.int64)
+    is_doubtable = is_labelled & pool.is_readable
+    if is_doubtable.any():
+        scores[is_doubtable] = label_confidence(
+            pool.features[is_doubtable],
+            labels[is_doubtable],
+            n_classes=len(snapshot.label_config.classes),
+            temperature=float(head.temperature),
+            settings=TrainingSettings.of(parameters, seed=seed),
+        )
     if is_open.any():
-        labels = [snapshot.labels[task.id] for task in pool.tasks if task.id in snapshot.labels]
         priorities = queue_priorities(
             pool.features[is_open],
             predicted.mc_probabilities[:, is_open],
-            np.array(labels, np.int64),
+            labels[is_labelled],
             strategy=parameters.acquisition,
             seed=seed,
         )

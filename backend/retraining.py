@@ -222,7 +222,7 @@ class Retraining:
             labels,
             [str(pool.tasks[row].data.get("group") or pool.tasks[row].id) for row in rows],
             n_classes=len(snapshot.label_config.classes),
-            settings=self._training_settings(parameters),
+            settings=TrainingSettings.of(parameters, seed=self._settings.seed),
             pool_features=pool.features[pool.is_readable],
             turned_features=np.where(
                 turned.is_readable[:, None], turned.features, pool.features[rows]
@@ -236,14 +236,6 @@ class Retraining:
         )
         version = replace(version, metrics=dict(fitted.metrics), promoted=promoted)
         return self._registry.publish(version, fitted.head.to_tensors())
-
-    def _training_settings(self, parameters: ProjectParameters) -> TrainingSettings:
-        settings = TrainingSettings(mc_passes=parameters.mc_passes, seed=self._settings.seed)
-        if parameters.learning_rate is not None:
-            settings = replace(settings, learning_rate=parameters.learning_rate)
-        if parameters.epochs is not None:
-            settings = replace(settings, epochs=parameters.epochs)
-        return settings
 
 
 def is_worse(new: Mapping[str, object], serving: Mapping[str, object]) -> bool:

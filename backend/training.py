@@ -9,7 +9,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch.nn import functional
 from backend.errors import DivergedError, SingleClassError
 from backend.head import DROPOUT, Head, fresh_head, mc_probabilities
 from backend.metrics import Metric, holdout_metrics
+from backend.settings import ProjectParameters
 
 FloatArray = NDArray[np.float32]
 Float64Array = NDArray[np.float64]
@@ -46,6 +47,16 @@ class TrainingSettings:
     epochs: int = 40
     mc_passes: int = 50
     seed: int = 0
+
+    @classmethod
+    def of(cls, parameters: ProjectParameters, *, seed: int) -> "TrainingSettings":
+        """What a project's parameters say; the defaults where they say nothing."""
+        settings = cls(mc_passes=parameters.mc_passes, seed=seed)
+        if parameters.learning_rate is not None:
+            settings = replace(settings, learning_rate=parameters.learning_rate)
+        if parameters.epochs is not None:
+            settings = replace(settings, epochs=parameters.epochs)
+        return settings
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,12 +115,12 @@ def fit(
     features, labels = features[order], labels[order]
     views = [features] if turned_features is None else [features, turned_features[order]]
     named_groups = [groups[index] for index in order]
-    scaling = _scaling(features if pool_features is None else pool_features)
+    scaling = feature_scaling(features if pool_features is None else pool_features)
     held_out = _hold_out(labels, named_groups, seed=settings.seed)
     metrics: dict[str, Metric] = {"n_labels": len(labels), "n_holdout": int(held_out.sum())}
     temperature = 1.0
     if held_out.any():
-        trial = _train(
+        trial = train_head(
             [view[~held_out] for view in views],
             labels[~held_out],
             scaling,
@@ -127,7 +138,7 @@ def fit(
         ).mean(axis=0)
         kept_groups = [name for name, held in zip(named_groups, held_out, strict=True) if held]
         metrics |= holdout_metrics(probabilities, labels[held_out], kept_groups, seed=settings.seed)
-    head = _train(views, labels, scaling, n_classes=n_classes, settings=settings)
+    head = train_head(views, labels, scaling, n_classes=n_classes, settings=settings)
     metrics["temperature"] = temperature
     return Fitted(head.with_temperature(temperature), metrics)
 
@@ -150,7 +161,7 @@ def fit_temperature(
     return float(candidates[int(np.argmin(losses))])
 
 
-def _train(
+def train_head(
     views: Sequence[FloatArray],
     labels: IntArray,
     scaling: tuple[Tensor, Tensor],
@@ -159,6 +170,13 @@ def _train(
     settings: TrainingSettings,
 ) -> Head:
     """A fresh head after `epochs` of class-balanced batches.
+
+    Args:
+        views: one or more (N, D) of the same crops; each draw takes one of them.
+        labels: class index of each crop, (N,), in [0, n_classes).
+        scaling: of `feature_scaling`.
+        n_classes: K.
+        settings: how to train.
 
     Raises:
         DivergedError: a loss or a weight is not finite.
@@ -243,7 +261,7 @@ def _check_finite(loss: Tensor, parameters: list[Tensor], settings: TrainingSett
     )
 
 
-def _scaling(known: FloatArray) -> tuple[Tensor, Tensor]:
+def feature_scaling(known: FloatArray) -> tuple[Tensor, Tensor]:
     """Mean and inverse spread of each feature over the crops that are known, (M, D)."""
     mean = known.mean(axis=0, dtype=np.float64)
     spread = known.std(axis=0, dtype=np.float64)

@@ -17,6 +17,7 @@ from converters.cli_options import (
     BackendPassword,
     BackendUrl,
     BackendUser,
+    Blind,
     Classes,
     CropSize,
     DataDir,
@@ -61,6 +62,7 @@ from converters.project import (
     link_report,
     project_label_config,
     read_sources,
+    show_predictions,
 )
 from converters.sample import write_sample_crops, write_sample_frames
 from converters.tables import inspection_parts, problem_table
@@ -100,6 +102,7 @@ def up(
     outside_links: OutsideLinks = False,
     no_labels: NoLabels = False,
     skip_unknown_labels: SkipUnknown = False,
+    blind: Blind = None,
 ) -> None:
     """Start Label Studio and the backend, import sources, and sort the queue."""
     options = UpOptions(
@@ -121,6 +124,7 @@ def up(
             use_labels=not no_labels,
             skip_unknown_labels=skip_unknown_labels,
         ),
+        blind=blind,
     )
     _check_before_start(sources or [], options)
     signal.signal(signal.SIGTERM, _interrupt)
@@ -159,6 +163,7 @@ def import_command(
     outside_links: OutsideLinks = False,
     no_labels: NoLabels = False,
     skip_unknown_labels: SkipUnknown = False,
+    blind: Blind = None,
 ) -> None:
     """Import sources into a Label Studio that already runs; prints the project's number."""
     stored = stored_connection(data_dir, url)
@@ -193,6 +198,8 @@ def import_command(
             connection, title=title or f"CellAI: {sources[0].name}", label_config=xml
         )
         console.print(f"Project {project} created; --project {project} goes on with it.")
+    if blind is not None:
+        show_predictions(connection, project, shown=not blind)
     _import(
         sources,
         options,

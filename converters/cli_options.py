@@ -49,6 +49,15 @@ NoLabels = Annotated[
 SkipUnknown = Annotated[
     bool, typer.Option("--skip-unknown-labels", help="Import cells of other classes unlabelled.")
 ]
+Blind = Annotated[
+    bool | None,
+    typer.Option(
+        "--blind/--no-blind",
+        help="Hide from annotators what the model thinks, or show it again; the order stays."
+        " [default: as the project is]",
+        show_default=False,
+    ),
+]
 LabelConfigFile = Annotated[
     Path | None,
     typer.Option("--label-config", help="Labelling config (XML) that names the classes."),

@@ -29,6 +29,7 @@ from converters.project import (
     create_project,
     import_sources,
     link_report,
+    show_predictions,
 )
 from converters.screen import EDITOR_KEYMAP
 
@@ -55,7 +56,7 @@ LABEL_STUDIO_ENVIRONMENT = {
 
 @dataclass(frozen=True, slots=True)
 class UpOptions:
-    """Options of `cellai up`."""
+    """Options of `cellai up`; `blind` None leaves the project as it is."""
 
     data_dir: Path
     port: int
@@ -63,6 +64,7 @@ class UpOptions:
     weights: Path | None
     label_config: str
     import_options: ImportOptions
+    blind: bool | None = None
 
 
 class Launcher:
@@ -157,6 +159,8 @@ class Launcher:
         """Connect the backend to the project and tell it that tasks may be new."""
         project_id = self._project_id()
         backend = self.connection_file.backend
+        if self._options.blind is not None:
+            show_predictions(self._connection, project_id, shown=not self._options.blind)
         connect_backend(self._connection, project_id, backend)
         self._backend.announce_tasks(project_id)
         link_report(self._connection, project_id, backend, public_url=self._backend.public_url())

@@ -244,6 +244,20 @@ def connect_backend(connection: Connection, project_id: int, backend: BackendAdd
     _narrow_webhooks(connection, project_id, backend)
 
 
+def show_predictions(connection: Connection, project_id: int, *, shown: bool) -> None:
+    """Show annotators what the model thinks, or hide it; the order of the queue stays.
+
+    The backend reads the project's setting and writes the cards to match.
+    """
+    path = f"api/projects/{project_id}/"
+    version = connection.get(path)["model_version"]
+    connection.patch(path, {"show_collab_predictions": shown})
+    if version:
+        # Label Studio 1.23.2 forgets by the first request which version sorts the queue, and
+        # would forget it again if it stood in the same one.
+        connection.patch(path, {"model_version": version})
+
+
 def link_report(
     connection: Connection, project_id: int, backend: BackendAddress, *, public_url: str
 ) -> None:

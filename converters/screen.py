@@ -19,6 +19,9 @@ EDITOR_KEYMAP: Final = json.dumps(
     }
 )
 
+# Finds five in six wrong labels or more, among one to two right ones for each (docs/model.md).
+DOUBTED_BELOW: Final = 0.3
+
 # A tab for each class is of use while all of them fit on a screen.
 _MOST_CLASS_TABS: Final = 8
 
@@ -45,6 +48,10 @@ def data_manager_tabs(label_config: LabelConfig) -> Iterator[dict[str, Any]]:
     open_cells = [_filter("total_annotations", "equal", 0)]
     open_cells.append(_filter("cancelled_annotations", "equal", 0))
     yield _tab("Uncertain first", "list", open_cells, "tasks:predictions_score")
+    # The score of a labelled cell is how far its label is believed (backend.second_look).
+    doubted = [_filter("total_annotations", "greater", 0)]
+    doubted.append(_filter("predictions_score", "less", DOUBTED_BELOW))
+    yield _tab("Second look", "list", doubted, "tasks:predictions_score")
     if len(label_config.classes) <= _MOST_CLASS_TABS:
         for class_id, title in zip(label_config.classes, label_config.titles, strict=True):
             # Results are searched as JSON text; class ids there are quoted and escaped.
@@ -71,7 +78,7 @@ def _tab(title: str, layout: str, filters: list[dict[str, Any]], order: str) -> 
     }
 
 
-def _filter(column: str, operator: str, value: int | str) -> dict[str, Any]:
+def _filter(column: str, operator: str, value: float | str) -> dict[str, Any]:
     kind = "String" if isinstance(value, str) else "Number"
     return {
         "filter": f"filter:tasks:{column}",

@@ -92,13 +92,17 @@ class Installation:
         assert project_id is not None
         return project_id
 
+    def other_project(self, project_id: int) -> "Installation":
+        """The same installation, looking at another of its projects."""
+        return replace(self, other_project_id=project_id)
+
     def new_project(self, source: Path, title: str) -> "Installation":
         """The same installation, looking at a new project of a source without its labels."""
         answer = run_cellai(
             "import", source, "--no-labels", "--title", title, "--data-dir", self.data_dir
         )
         assert answer.returncode == 0, answer.stderr
-        return replace(self, other_project_id=int(answer.stdout))
+        return self.other_project(int(answer.stdout))
 
     def status(self, project_id: int | None = None) -> dict[str, Any]:
         """One project of the backend's status."""

@@ -349,6 +349,9 @@ def test_backend_without_job_runner(idle: tuple[Path, BackendAddress], patient: 
     assert "cannot be written" in found["Disk"].finding
     write_state(data_dir, READY)
     assert "not running" in problems(ill)["Job runner"].finding
+    answer = httpx.get(f"{address.url}/ready")
+    assert answer.status_code == 503
+    assert "refuses the API key" in answer.json()["state"]
 
 
 def test_jobs_that_are_stuck(

@@ -18,14 +18,19 @@ def test_keymap_gives_enter_to_submit_alone() -> None:
 def test_first_tab_is_the_queue() -> None:
     config = read_label_config(TEMPLATE_PATH.read_text(encoding="utf-8"))
     tabs = list(data_manager_tabs(config))
-    assert [tab["title"] for tab in tabs] == ["Uncertain first", *config.titles, "Skipped"]
+    assert [tab["title"] for tab in tabs] == [
+        "Uncertain first",
+        "Second look",
+        *config.titles,
+        "Skipped",
+    ]
     assert tabs[0]["ordering"] == ["tasks:predictions_score"]
     hidden = tabs[0]["hiddenColumns"]["explore"]
     assert "tasks:data.phase" not in hidden
     assert {"tasks:data.card", "tasks:predictions_results"} <= set(hidden)
 
 
-@pytest.mark.parametrize(("n_classes", "n_tabs"), [(2, 4), (8, 10), (9, 2)])
+@pytest.mark.parametrize(("n_classes", "n_tabs"), [(2, 5), (8, 11), (9, 3)])
 def test_many_classes_have_no_tabs(n_classes: int, n_tabs: int) -> None:
     config = read_label_config(write_label_config([f"class {k}" for k in range(n_classes)]))
     assert len(list(data_manager_tabs(config))) == n_tabs
@@ -33,5 +38,5 @@ def test_many_classes_have_no_tabs(n_classes: int, n_tabs: int) -> None:
 
 def test_class_is_searched_as_it_stands_in_the_stored_json() -> None:
     config = read_label_config(write_label_config(['λ "x"', "b"]))
-    _, first, *_ = data_manager_tabs(config)
+    _, _, first, *_ = data_manager_tabs(config)
     assert first["filters"]["items"][0]["value"] == r'"\u03bb \"x\""'
