@@ -224,7 +224,7 @@ def pooled_mean_and_spread(maps: Tensor) -> tuple[Tensor, Tensor]:
     at_once = 1 if maps.device.type == "cpu" else len(maps)
     pooled = [
         _mean_and_variance(part.to(torch.float32, copy=True), weights)
-        for part in maps.permute(0, 2, 3, 1).flatten(1, 2).split(at_once)
+        for part in torch.split(maps.permute(0, 2, 3, 1).flatten(1, 2), at_once)
     ]
     mean, variance = (torch.cat(parts) for parts in zip(*pooled, strict=True))
     # the small constant keeps the square root differentiable for maps that are all zero
