@@ -18,6 +18,7 @@ from werkzeug.exceptions import HTTPException
 from backend.access import Doorkeeper
 from backend.diagnosis import label_studio_problem, storage_problem
 from backend.errors import (
+    ModelCorruptError,
     ModelIncompatibleError,
     ModelNotFoundError,
     ParametersError,
@@ -45,6 +46,7 @@ STATUS_OF: dict[type[CellAIError], int] = {
     ModelNotFoundError: 404,
     UnknownProjectError: 404,
     ModelIncompatibleError: 409,
+    ModelCorruptError: 503,
 }
 MAX_BODY_BYTES = 256 * 1024 * 1024  # Label Studio sends whole selections to /predict
 
