@@ -27,6 +27,7 @@ from backend.errors import (
 from backend.logs import add_context, start_context
 from backend.model import CellClassifier
 from backend.operator_routes import install_operator_routes
+from backend.request_body import json_object
 from backend.runner_record import READY, STARTING, read_state
 from backend.service import Service
 from converters.errors import CellAIError
@@ -165,8 +166,8 @@ def _gone() -> tuple[Response, int]:
 
 
 def _body() -> dict[str, Any]:
-    body = request.get_json(silent=True)
-    if not isinstance(body, dict):
+    body = json_object()
+    if body is None:
         raise ParametersError("The request's body is not a JSON object.", hint="Send JSON.")
     return body
 

@@ -19,7 +19,7 @@ from werkzeug.test import TestResponse
 
 USER, PASSWORD, TOKEN = "tester", "a secret password", "a-secret-token-0123456789"
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "NONSENSE")
-# Label Studio is out of reach (502 by name) or not ready yet.
+# 503 is Label Studio out of reach.
 EXPECTED = {200, 204, 301, 308, 400, 404, 405, 409, 413, 414, 415, 503}
 
 
