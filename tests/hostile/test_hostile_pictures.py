@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import GREY, hostile, unusual
+from hostile_pictures import GREY, hostile, unusual
 
 from backend.errors import PredictionError
 from backend.images import PictureReader, decode
