@@ -86,13 +86,16 @@ class PictureReader:
         """Where a local-files URL points below the shared folder; None for other URLs.
 
         Raises:
-            PredictionError: the URL leaves the shared folder.
+            PredictionError: the URL is none, or leaves the shared folder.
         """
-        parts = urlsplit(url)
-        if parts.path != LOCAL_FILES or not self._is_own(url):
-            return None
-        relative = parse_qs(parts.query).get("d", [""])[0]
-        path = (self._files_dir / relative).resolve()
+        try:
+            parts = urlsplit(url)
+            if parts.path != LOCAL_FILES or not self._is_own(url):
+                return None
+            relative = parse_qs(parts.query).get("d", [""])[0]
+            path = (self._files_dir / relative).resolve()
+        except (ValueError, RuntimeError, OSError) as error:  # NUL, brackets, links in a circle
+            raise _unavailable(url) from error
         if not path.is_relative_to(self._files_dir):
             raise PredictionError(
                 f"The address {url!r} points outside the shared picture folder.",
@@ -107,6 +110,8 @@ class PictureReader:
             return _decode_data_url(url)
         path = self.local_path(url)
         if path is not None:
+            if not path.is_file():  # a pipe would be waited for without end
+                raise _unavailable(url)
             return path.read_bytes()
         served = unquote(urlsplit(url).path)
         if not (self._is_own(url) and served.startswith("/data/") and ".." not in served):

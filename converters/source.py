@@ -533,11 +533,10 @@ def _check_mapping(dataset: h5py.Dataset, where: str) -> None:
 
 def image_size(dataset: h5py.Dataset) -> tuple[int, int]:
     """Height and width in px of images (H, W), (N, H, W) or (N, H, W, C); 0 if it has none."""
-    shape = dataset.shape or ()
-    if len(shape) < 2:
+    if dataset.shape is None or dataset.ndim < 2:
         return 0, 0
-    height, width = shape if len(shape) == 2 else shape[1:3]
-    return int(height), int(width)
+    shape = dataset.shape if dataset.ndim == 2 else dataset.shape[1:3]
+    return int(shape[0]), int(shape[1])
 
 
 def count_rows(dataset: h5py.Dataset) -> int:

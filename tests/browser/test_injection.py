@@ -39,6 +39,7 @@ def page() -> Iterator[Page]:
 def shown(page: Page, html: str) -> str:
     """Text of a page, once everything in it had its chance to run."""
     asked: list[str] = []
+    page.evaluate("delete window.ran")  # set_content keeps the window
     page.on("request", lambda request: asked.append(request.url))
     page.set_content(html, wait_until="load")
     page.wait_for_timeout(200)
