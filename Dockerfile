@@ -1,12 +1,12 @@
 # The ML backend and the `cellai` command. Label Studio has its own image, see docker-compose.yml.
-FROM python:3.12.11-slim-bookworm
+# Two stages: what installs packages (pip, uv) does not get into the image that runs.
+FROM python:3.12.11-slim-bookworm AS build
 
 # cpu: about 1 GB; cu132 and the like add the CUDA libraries (several GB) for a GPU host.
 ARG TORCH_BACKEND=cpu
 
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_NO_CACHE_DIR=1 \
-    PYTHONUNBUFFERED=1 \
     UV_NO_CACHE=1
 
 WORKDIR /app
@@ -14,16 +14,26 @@ WORKDIR /app
 # Dependencies before the code, so that a change of code does not install them again. pyproject.toml
 # says which (no Label Studio, no test tools), requirements.txt says which versions.
 COPY pyproject.toml requirements.txt ./
-RUN pip install "$(grep '^uv==' requirements.txt)" \
+RUN python -m venv --without-pip /venv \
+    && pip install "$(grep '^uv==' requirements.txt)" \
     && uv pip compile pyproject.toml --constraints requirements.txt --no-header --no-annotate \
         --torch-backend "$TORCH_BACKEND" --output-file /tmp/runtime.txt \
-    && uv pip install --system --no-deps --torch-backend "$TORCH_BACKEND" -r /tmp/runtime.txt \
+    && uv pip install --python /venv/bin/python --no-deps --torch-backend "$TORCH_BACKEND" \
+        -r /tmp/runtime.txt \
     && rm /tmp/runtime.txt
 
 COPY README.md label_config.xml ./
 COPY backend backend
 COPY converters converters
-RUN uv pip install --system --no-deps --editable .
+RUN uv pip install --python /venv/bin/python --no-deps --editable .
+
+FROM python:3.12.11-slim-bookworm
+
+# The base image's own pip goes, too.
+RUN python -m pip uninstall --yes --quiet pip
+COPY --from=build /venv /venv
+COPY --from=build /app /app
+WORKDIR /app
 
 # Fixed numbers, so that volumes keep their owner from one build to the next.
 RUN groupadd --gid 1001 cellai \
@@ -31,7 +41,10 @@ RUN groupadd --gid 1001 cellai \
     && install --directory --owner cellai --group cellai /data /files
 USER cellai
 
-ENV CELLAI_HOST=0.0.0.0 \
+ENV PATH=/venv/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    CELLAI_HOST=0.0.0.0 \
     CELLAI_PORT=9090 \
     CELLAI_DATA_DIR=/data \
     CELLAI_FILES_DIR=/files

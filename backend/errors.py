@@ -7,7 +7,7 @@ CellAIError
   |   - ParametersError        the project's extra parameters are wrong (HTTP 400)
   |   - ModelNotFoundError     the registry has no such version
   |   - ModelIncompatibleError the version does not fit today's classes or trunk (HTTP 409)
-  |   - ModelCorruptError      a stored version does not match its checksum
+  |   - ModelCorruptError      a stored version does not match its checksum (HTTP 503)
   |   - UnknownProjectError    the backend is not connected to the project (HTTP 404)
   + TrainingError              the job fails, the serving version stays
       - SingleClassError       fewer than two classes have a label

@@ -48,7 +48,7 @@ def _keep_job_runner(settings: Settings) -> None:
 
 
 def _run_job_runners(settings: Settings) -> None:
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = FileLock(settings.data_dir / "supervisor.lock")
     try:
         lock.acquire(timeout=0)

@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from backend.bucket import SCHEME as BUCKET_SCHEME
 from backend.bucket import BucketReader
@@ -23,6 +23,8 @@ from backend.errors import PredictionError
 from backend.label_studio import LabelStudioClient, Task
 from backend.settings import Settings
 from converters.errors import LabelStudioError
+from converters.images import as_rgb, full_scale
+from converters.pictures import PICTURE_ERRORS, read_picture
 
 # What the model looks at: the channel stack made for it, else what the annotator sees.
 MODEL_KEYS = ("model_input", "image", "phase", "amplitude")
@@ -77,20 +79,23 @@ class PictureReader:
         url = picture_url(task.data, keys)
         try:
             return decode(self._bytes(url, task.id))
-        except (OSError, LabelStudioError, UnidentifiedImageError, ValueError) as error:
+        except (OSError, LabelStudioError, ValueError) as error:
             raise _unavailable(url) from error
 
     def local_path(self, url: str) -> Path | None:
         """Where a local-files URL points below the shared folder; None for other URLs.
 
         Raises:
-            PredictionError: the URL leaves the shared folder.
+            PredictionError: the URL is none, or leaves the shared folder.
         """
-        parts = urlsplit(url)
-        if parts.path != LOCAL_FILES or not self._is_own(url):
-            return None
-        relative = parse_qs(parts.query).get("d", [""])[0]
-        path = (self._files_dir / relative).resolve()
+        try:
+            parts = urlsplit(url)
+            if parts.path != LOCAL_FILES or not self._is_own(url):
+                return None
+            relative = parse_qs(parts.query).get("d", [""])[0]
+            path = (self._files_dir / relative).resolve()
+        except (ValueError, RuntimeError, OSError) as error:  # NUL, brackets, links in a circle
+            raise _unavailable(url) from error
         if not path.is_relative_to(self._files_dir):
             raise PredictionError(
                 f"The address {url!r} points outside the shared picture folder.",
@@ -105,6 +110,8 @@ class PictureReader:
             return _decode_data_url(url)
         path = self.local_path(url)
         if path is not None:
+            if not path.is_file():  # a pipe would be waited for without end
+                raise _unavailable(url)
             return path.read_bytes()
         served = unquote(urlsplit(url).path)
         if not (self._is_own(url) and served.startswith("/data/") and ".." not in served):
@@ -145,17 +152,24 @@ def picture_url(task_data: Mapping[str, Any], keys: tuple[str, ...] = MODEL_KEYS
 
 
 def decode(payload: bytes) -> UInt8Array:
-    """Decode a PNG, JPEG or TIFF to RGB, shape (H, W, 3), uint8.
+    """Decode a PNG, JPEG or TIFF to RGB as a browser shows it, shape (H, W, 3), uint8.
+
+    Turned as its camera was held, transparent parts white; more than 8 bits are scaled by the full
+    scale of the camera that fits.
 
     Raises:
-        UnidentifiedImageError: not an image.
-        ValueError: more than `MAX_PIXELS` pixels.
-        OSError: truncated.
+        ValueError: not a picture, truncated, or more than `MAX_PIXELS` pixels.
     """
-    with Image.open(io.BytesIO(payload)) as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"{image.width}x{image.height} px is too large for a cell")
-        return np.asarray(image.convert("RGB"))
+    try:
+        pixels, _ = read_picture(io.BytesIO(payload), max_px=MAX_PIXELS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError("the picture is too large for a cell") from error
+    except PICTURE_ERRORS as error:
+        raise ValueError("not a picture") from error
+    if pixels.dtype == np.uint8:
+        return as_rgb(pixels, full_scale=255)
+    brightest = float(np.nan_to_num(pixels).max())
+    return as_rgb(pixels, full_scale=full_scale(brightest, pixels.dtype))
 
 
 def _decode_data_url(url: str) -> bytes:

@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
-from flask import Flask, Response, jsonify, request
+from flask import Flask, Response, jsonify
 
 from backend.diagnosis import diagnose
 from backend.errors import ParametersError
 from backend.operation import Operation
 from backend.prometheus import CONTENT_TYPE, render_metrics
+from backend.request_body import json_object
 from backend.service import Service
 
 
@@ -53,7 +54,7 @@ def metrics(service: Service) -> Response:
 
 
 def _version() -> str:
-    version = _body().get("version")
+    version = (json_object() or {}).get("version")
     if not isinstance(version, str) or not version.replace("-", "").isalnum():
         raise ParametersError(
             f"`version` is {str(version)[:50]!r}, not a version's name.",
@@ -63,14 +64,9 @@ def _version() -> str:
 
 
 def _keep() -> int:
-    keep = _body().get("keep")
+    keep = (json_object() or {}).get("keep")
     if not isinstance(keep, int) or isinstance(keep, bool) or keep < 1:
         raise ParametersError(
             f"`keep` is {str(keep)[:50]!r}, not a positive number.", hint='Send {"keep": 5}.'
         )
     return keep
-
-
-def _body() -> dict[str, Any]:
-    body = request.get_json(silent=True)
-    return body if isinstance(body, dict) else {}

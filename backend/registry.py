@@ -4,18 +4,22 @@
                                   manifest.json      what it is, how it was made, its metrics
 
 A version appears by one rename of a complete, fsynced folder, so a reader sees all of it
-or nothing; the manifest holds the tensors' checksum.
+or nothing; the manifest holds the tensors' checksum and its own. They tell damage and mix-ups, not
+a forger: who may write into the folder may write checksums, too. Nothing in it can run code.
 """
 
 import hashlib
 import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import safetensors.torch
+from pydantic import TypeAdapter
+from safetensors import SafetensorError
 from torch import Tensor
 
 from backend.errors import ModelCorruptError, ModelNotFoundError
@@ -24,6 +28,12 @@ from converters.durable import sync
 FORMAT = 1
 TENSORS = "head.safetensors"
 MANIFEST = "manifest.json"
+CHECKSUM = "manifest_sha256"
+# A head has one row of weights per class; 100 MB are thousands of classes.
+MAX_TENSORS_BYTES = 2**30
+MAX_MANIFEST_BYTES = 2**24
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +82,7 @@ class Registry:
         project = self._folder / str(version.project_id)
         project.mkdir(parents=True, exist_ok=True)
         target = project / version.version
-        if target.exists():
+        if target.exists() and not self._set_aside(version):
             raise FileExistsError(target)
         staging = Path(tempfile.mkdtemp(prefix=".publishing-", dir=project))
         try:
@@ -82,6 +92,7 @@ class Registry:
                 manifest["head_sha256"] = hashlib.sha256(payload).hexdigest()
                 (staging / TENSORS).write_bytes(payload)
                 sync(staging / TENSORS)
+            manifest[CHECKSUM] = _checksum(manifest)
             (staging / MANIFEST).write_text(json.dumps(manifest, indent=1))
             sync(staging / MANIFEST)
             staging.rename(target)
@@ -91,11 +102,16 @@ class Registry:
         return self.get(version.project_id, version.version)
 
     def versions(self, project_id: int) -> list[Version]:
-        """The project's versions, oldest first; folders that are no version are passed over."""
-        found = (
-            self.get(project_id, manifest.parent.name)
-            for manifest in (self._folder / str(project_id)).glob(f"[!.]*/{MANIFEST}")
-        )
+        """The project's versions, oldest first; folders that are no version are passed over.
+
+        A damaged one must not keep the others from being used: it goes into the log.
+        """
+        found = []
+        for manifest in (self._folder / str(project_id)).glob(f"[!.]*/{MANIFEST}"):
+            try:
+                found.append(self.get(project_id, manifest.parent.name))
+            except ModelCorruptError as error:
+                _log.error("%s", error)
         return sorted(found, key=lambda version: (version.created_at, version.version))
 
     def get(self, project_id: int, version: str) -> Version:
@@ -107,14 +123,13 @@ class Registry:
         """
         path = self._folder / str(project_id) / version / MANIFEST
         try:
-            manifest = json.loads(path.read_bytes())
-            return Version(**(manifest | {"classes": tuple(manifest["classes"])}))
+            return _read_manifest(path, project_id, version)
         except FileNotFoundError as error:
             raise ModelNotFoundError(
                 f"Project {project_id} has no model version {version!r}.",
                 hint="`cellai status` lists the versions.",
             ) from error
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ModelCorruptError(
                 f"The manifest of model version {version!r} of project {project_id} is damaged.",
                 hint=f"Delete {path.parent} and press Start training in Label Studio.",
@@ -124,16 +139,31 @@ class Registry:
         """Load the head's tensors.
 
         Raises:
-            ModelCorruptError: they do not match the checksum in the manifest.
+            ModelCorruptError: they do not match the checksum in the manifest, or are no numbers.
         """
         path = self._folder / str(version.project_id) / version.version / TENSORS
-        payload = path.read_bytes() if path.exists() else b""
+        is_sane = path.exists() and path.stat().st_size <= MAX_TENSORS_BYTES
+        payload = path.read_bytes() if is_sane else b""
         if hashlib.sha256(payload).hexdigest() != version.head_sha256:
-            raise ModelCorruptError(
-                f"{path} does not match the checksum in its manifest.",
-                hint=f"Delete {path.parent} and press Start training in Label Studio.",
-            )
-        return safetensors.torch.load(payload)
+            raise _corrupt(path, "does not match the checksum in its manifest")
+        try:
+            tensors: dict[str, Tensor] = safetensors.torch.load(payload)
+        except SafetensorError as error:
+            raise _corrupt(path, f"is no safetensors file ({error})") from error
+        if not all(tensor.isfinite().all() for tensor in tensors.values()):
+            raise _corrupt(path, "holds weights that are not finite")
+        return tensors
+
+    def _set_aside(self, version: Version) -> bool:
+        """Make room where a damaged version has the name; False when it is sound."""
+        project = self._folder / str(version.project_id)
+        try:
+            self.get(version.project_id, version.version)
+        except (ModelCorruptError, ModelNotFoundError):
+            kept = Path(tempfile.mkdtemp(prefix=".damaged-", dir=project))
+            (project / version.version).rename(kept / version.version)
+            return True
+        return False
 
     def prune(self, project_id: int, *, keep: int, protected: Collection[str]) -> list[str]:
         """Delete the oldest versions until `keep` are left, but none of the protected.
@@ -147,3 +177,40 @@ class Registry:
         for version in deleted:
             shutil.rmtree(self._folder / str(project_id) / version)
         return deleted
+
+
+def _checksum(manifest: dict[str, object]) -> str:
+    """SHA-256 of a manifest without its own checksum, in one spelling."""
+    rest = {name: value for name, value in manifest.items() if name != CHECKSUM}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _read_manifest(path: Path, project_id: int, name: str) -> Version:
+    """The version that a manifest describes.
+
+    Raises:
+        ValueError: it is too long, was changed, or belongs to another version.
+        TypeError: it is no object with the fields of `Version`.
+    """
+    if path.stat().st_size > MAX_MANIFEST_BYTES:
+        raise ValueError("too long")
+    manifest = json.loads(path.read_bytes())
+    if not isinstance(manifest, dict):
+        raise TypeError("no object")
+    # The first manifests had no checksum of their own.
+    given = manifest.pop(CHECKSUM, None)
+    if given is not None and given != _checksum(manifest):
+        raise ValueError("checksum")
+    if manifest.keys() - {known.name for known in fields(Version)}:
+        raise ValueError("unknown fields")
+    version = TypeAdapter(Version).validate_python(manifest)
+    if (version.project_id, version.version) != (project_id, name):
+        raise ValueError("the manifest of another version")
+    return version
+
+
+def _corrupt(path: Path, what: str) -> ModelCorruptError:
+    return ModelCorruptError(
+        f"{path} {what}.",
+        hint=f"Delete {path.parent} and press Start training in Label Studio.",
+    )

@@ -5,7 +5,6 @@ the library's own put tracebacks into responses, train inside the webhook and sh
 among all projects. No request works: webhooks only mark a project, predictions excepted.
 """
 
-import hmac
 import logging
 import re
 import time
@@ -16,8 +15,10 @@ from typing import Any
 from flask import Flask, Response, g, jsonify, request
 from werkzeug.exceptions import HTTPException
 
+from backend.access import Doorkeeper
 from backend.diagnosis import label_studio_problem, storage_problem
 from backend.errors import (
+    ModelCorruptError,
     ModelIncompatibleError,
     ModelNotFoundError,
     ParametersError,
@@ -26,6 +27,7 @@ from backend.errors import (
 from backend.logs import add_context, start_context
 from backend.model import CellClassifier
 from backend.operator_routes import install_operator_routes
+from backend.request_body import json_object
 from backend.runner_record import READY, STARTING, read_state
 from backend.service import Service
 from converters.errors import CellAIError
@@ -45,9 +47,11 @@ STATUS_OF: dict[type[CellAIError], int] = {
     ModelNotFoundError: 404,
     UnknownProjectError: 404,
     ModelIncompatibleError: 409,
+    ModelCorruptError: 503,
 }
 MAX_BODY_BYTES = 256 * 1024 * 1024  # Label Studio sends whole selections to /predict
 
+MAX_ID_DIGITS = 18
 REQUEST_ID = "X-Request-Id"
 POLLED = {"health", "ready", "status", "metrics"}
 
@@ -62,6 +66,12 @@ def install_routes(app: Flask, service: Service) -> None:
         service: what the views answer from.
     """
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
+    # The library's own read and keep every body, before anybody was asked for a password.
+    app.before_request_funcs[None] = []
+    app.after_request_funcs[None] = []
+    doorkeeper = Doorkeeper(
+        service.settings.basic_auth_user, service.settings.basic_auth_password.get_secret_value()
+    )
     views: dict[str, Callable[[], Any]] = {
         "_predict": lambda: predict(service),
         "_setup": lambda: set_up(service),
@@ -77,7 +87,8 @@ def install_routes(app: Flask, service: Service) -> None:
     app.add_url_rule("/status", "status", lambda: jsonify(service.status()))
     install_operator_routes(app, service)
     app.before_request(_begin)
-    app.before_request(lambda: _authenticate(service))
+    app.before_request(lambda: _authenticate(doorkeeper))
+    app.before_request(_check_project_id)
     app.after_request(_log_request)
     app.register_error_handler(CellAIError, _explain)
     app.register_error_handler(HTTPException, _describe)
@@ -155,8 +166,8 @@ def _gone() -> tuple[Response, int]:
 
 
 def _body() -> dict[str, Any]:
-    body = request.get_json(silent=True)
-    if not isinstance(body, dict):
+    body = json_object()
+    if body is None:
         raise ParametersError("The request's body is not a JSON object.", hint="Send JSON.")
     return body
 
@@ -164,7 +175,12 @@ def _body() -> dict[str, Any]:
 def _project_id(value: object) -> int:
     """Id from Label Studio's `17.1795372940` (id.created), or a plain number."""
     number = str(value).partition(".")[0]
-    if isinstance(value, bool) or not number.isascii() or not number.isdigit() or len(number) > 18:
+    if (
+        isinstance(value, bool)
+        or not number.isascii()
+        or not number.isdigit()
+        or len(number) > MAX_ID_DIGITS
+    ):
         raise ParametersError(
             f"`project` is {str(value)[:50]!r}, not a project id.", hint="Send Label Studio's body."
         )
@@ -188,6 +204,15 @@ def _begin() -> None:
     start_context(request_id=g.request_id, **(request.view_args or {}))
 
 
+def _check_project_id() -> None:
+    """SQLite holds numbers up to 64 bits, a path may name larger ones."""
+    project_id = (request.view_args or {}).get("project_id", 0)
+    if project_id >= 10**MAX_ID_DIGITS:
+        raise UnknownProjectError(
+            "No project has so large a number.", hint="`cellai status` lists the projects."
+        )
+
+
 def _log_request(response: Response) -> Response:
     """One record per request; those that poll the backend are left out unless asked for."""
     response.headers[REQUEST_ID] = g.request_id
@@ -202,17 +227,21 @@ def _log_request(response: Response) -> Response:
     return response
 
 
-def _authenticate(service: Service) -> Response | None:
-    """Ask for user and password on every route but /health, if a password is set."""
-    password = service.settings.basic_auth_password.get_secret_value()
-    if not password or request.endpoint == "health":
+def _authenticate(doorkeeper: Doorkeeper) -> Response | None:
+    """Ask for user and password on every path but /health, if a password is set."""
+    if not doorkeeper.asks or request.path == "/health":
         return None
     given = request.authorization
     user = (given.username or "") if given is not None else ""
     secret = (given.password or "") if given is not None else ""
-    user_matches = hmac.compare_digest(user.encode(), service.settings.basic_auth_user.encode())
-    if hmac.compare_digest(secret.encode(), password.encode()) and user_matches:
+    verdict = doorkeeper.judge(request.remote_addr or "", user, secret)
+    if verdict.is_admitted:
         return None
+    if verdict.retry_after_s:
+        response = jsonify({"error": "Too many wrong passwords.", "hint": "Wait a minute."})
+        response.status_code = 429
+        response.headers["Retry-After"] = str(verdict.retry_after_s)
+        return response
     response = jsonify({"error": "User and password are needed.", "hint": "See connection.json."})
     response.status_code = 401
     response.headers["WWW-Authenticate"] = 'Basic realm="CellAI"'

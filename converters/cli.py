@@ -66,6 +66,7 @@ from converters.project import (
 )
 from converters.sample import write_sample_crops, write_sample_frames
 from converters.tables import inspection_parts, problem_table
+from converters.terminal import plain
 
 app = typer.Typer(
     help="Blood cells from HDF5 into Label Studio, the most instructive one first.",
@@ -246,9 +247,9 @@ def export(
         classes=project_label_config(connection, number).classes,
     )
     for name, copy in report.copies.items():
-        console.print(f"{name}: labels written to {copy} and verified")
+        console.print(plain(f"{name}: labels written to {copy} and verified"))
     for name, count in report.csv_only.items():
-        console.print(f"{name}: {count} labels, in the table only")
+        console.print(plain(f"{name}: {count} labels, in the table only"))
     console.print(f"{report.n_labels} labels in {report.csv}")
 
 
@@ -341,8 +342,8 @@ def main() -> None:
     try:
         app()
     except CellAIError as error:
-        console.print(f"[bold red]Error:[/] {_escaped(error.message)}", soft_wrap=True)
-        console.print(_escaped(error.hint), soft_wrap=True)
+        console.print(f"[bold red]Error:[/] {plain(error.message)}", soft_wrap=True)
+        console.print(plain(error.hint), soft_wrap=True)
         sys.exit(error.exit_code)
 
 
@@ -403,7 +404,7 @@ def _import(sources: Sequence[Path], options: ImportOptions, run: Any) -> None:
         f" {report.already_there} were there already."
     )
     for label, count in report.skipped_labels.items():
-        console.print(f"  label {label!r} is no class: {count} cells imported unlabelled")
+        console.print(plain(f"  label {label!r} is no class: {count} cells imported unlabelled"))
     if len(report.problems):
         console.print(problem_table(report.problems))
 
@@ -445,7 +446,3 @@ def _files_dir(files_dir: Path | None, data_dir: Path | None) -> Path:
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
-
-
-def _escaped(text: str) -> str:
-    return text.replace("[", r"\[")

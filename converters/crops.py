@@ -26,9 +26,10 @@ from converters.images import (
     border_level,
 )
 from converters.layouts import LayoutOptions, recognise
+from converters.memory_limit import limited_memory
 from converters.pictures import PICTURE_SUFFIXES, PictureStack, find_files, single_picture
 from converters.problems import Problems
-from converters.segmentation import Segmented, Sensitivity, segment
+from converters.segmentation import MAX_OBJECTS, Segmented, Sensitivity, segment
 from converters.source import Hdf5Source
 
 FRAME_FACTOR = 1.5
@@ -311,7 +312,8 @@ def _is_frame(size_px: tuple[int, int], options: ReadOptions) -> bool:
 
 
 def _segment(image: SourceImage, options: ReadOptions) -> Segmented:
-    return segment(image, sensitivity=options.sensitivity, min_area_px=options.min_area_px)
+    with limited_memory(image.source):
+        return segment(image, sensitivity=options.sensitivity, min_area_px=options.min_area_px)
 
 
 def plan_crops(sources: Sequence[Path], *, options: ReadOptions) -> CropPlan:
@@ -376,7 +378,8 @@ def _cells_of_frame(image: SourceImage, options: ReadOptions, problems: Problems
     size = options.crop_size_px
     return [
         _crop(
-            replace(image, group=group, mask=found.labels == cell.number),
+            replace(image, group=group, mask=found.labels),
+            number=cell.number,
             corner=_corner(cell.centroid, size),
             size=size,
             bbox=cell.bbox,
@@ -394,7 +397,10 @@ def _report_frame(
     if found.n_too_small:
         reason = f"objects smaller than {options.min_area_px} px: left out"
         problems.report(source, reason, where=image.where, count=found.n_too_small)
-    if not found.cells:
+    if found.n_too_many:
+        reason = f"frames of more than {MAX_OBJECTS:,} objects, which is noise: left out"
+        problems.report(source, reason, where=image.where)
+    elif not found.cells:
         problems.report(source, "frames in which no cell was found", where=image.where)
     if image.label is not None and len(found.cells) != 1:
         reason = "labels of frames that do not hold exactly one cell: dropped"
@@ -472,8 +478,13 @@ def _crop(
     bbox: tuple[int, int, int, int],
     area_px: int,
     flags: tuple[str, ...],
+    number: int | None = None,
 ) -> Crop:
-    """A crop from its window in the image; beyond the edge it is filled with background."""
+    """A crop from its window in the image; beyond the edge it is filled with background.
+
+    With a `number` the mask numbers all cells of the image and this is one of them. Work and memory
+    grow with the window, not with the image: there may be thousands of cells in one.
+    """
     window = _Window(*corner, size)
     raw = {
         role: window.inside(channel)
@@ -496,7 +507,7 @@ def _crop(
         phase=phase,
         amplitude=amplitude,
         image=_filled_rgb(window, image.image),
-        mask=None if image.mask is None else window.padded(image.mask, fill=False),
+        mask=_mask_in(window, image.mask, number),
     )
 
 
@@ -513,12 +524,14 @@ class _Window:
         bottom, right = self.top + self.size, self.left + self.size
         return channel[max(self.top, 0) : max(bottom, 0), max(self.left, 0) : max(right, 0)]
 
-    def padded(self, channel: NDArray[Any], *, fill: float) -> NDArray[Any]:
+    def padded(
+        self, channel: NDArray[Any], *, fill: float, dtype: type[np.generic] | None = None
+    ) -> NDArray[Any]:
         """The channel in the window, `fill` beyond the edge of the image."""
         part = self.inside(channel)
         if part.shape[:2] == (self.size, self.size):
-            return part.copy()
-        whole = np.full((self.size, self.size), fill, channel.dtype)
+            return part.astype(dtype or channel.dtype)
+        whole = np.full((self.size, self.size), fill, dtype or channel.dtype)
         row, column = max(-self.top, 0), max(-self.left, 0)
         whole[row : row + part.shape[0], column : column + part.shape[1]] = part
         return whole
@@ -527,10 +540,17 @@ class _Window:
         """The channel in the window as float32, its own border level beyond the edge."""
         if channel is None:
             return None
-        values = self.inside(channel)
-        if values.shape == (self.size, self.size):
-            return values.astype(np.float32)
-        return self.padded(channel.astype(np.float32), fill=border_level(channel))
+        if self.inside(channel).shape == (self.size, self.size):
+            return self.padded(channel, fill=0, dtype=np.float32)
+        return self.padded(channel, fill=border_level(channel), dtype=np.float32)
+
+
+def _mask_in(window: _Window, mask: NDArray[Any] | None, number: int | None) -> BoolArray | None:
+    if mask is None:
+        return None
+    part = window.padded(mask, fill=0)
+    inside: BoolArray = part > 0 if number is None else part == number
+    return inside
 
 
 def _filled_rgb(window: _Window, image: UInt8Array | None) -> UInt8Array | None:

@@ -231,4 +231,5 @@ def percent_of_background(amplitude: NDArray[Any]) -> FloatArray:
     """
     level = border_level(amplitude)
     values = amplitude.astype(np.float32)
-    return values * np.float32(100 / level) - np.float32(100) if level > 0 else values
+    with np.errstate(over="ignore", invalid="ignore"):
+        return values * np.float32(100 / level) - np.float32(100) if level > 0 else values

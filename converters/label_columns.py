@@ -7,17 +7,25 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+# Longer text in a column of fixed width is no name of a class.
+MAX_LABEL_BYTES = 4096
 UNLABELLED = frozenset({"", "nan", "none", "null"})
 
 
 def is_label_column(dataset: h5py.Dataset) -> bool:
     """Whether the dataset is one-dimensional and holds text, integers or one-hot fields."""
-    return dataset.ndim == 1 and (dataset.dtype.kind in "SUOiu" or is_one_hot(dataset.dtype))
+    if dataset.shape is None or dataset.ndim != 1 or dataset.dtype.itemsize > MAX_LABEL_BYTES:
+        return False
+    if dataset.dtype.kind == "O":  # text of any length, or references and arrays
+        return h5py.check_string_dtype(dataset.dtype) is not None
+    return dataset.dtype.kind in "SUiu" or is_one_hot(dataset.dtype)
 
 
 def is_one_hot(dtype: np.dtype[Any]) -> bool:
     """Whether the dtype is a compound of one number per class, CellFace's `label/celltype`."""
-    return bool(dtype.names) and all(dtype[name].kind in "buif" for name in dtype.names or ())
+    return bool(dtype.names) and all(
+        dtype[name].kind in "buif" and not dtype[name].shape for name in dtype.names or ()
+    )
 
 
 def decode_labels(values: NDArray[Any] | Sequence[Any]) -> Iterator[str | None]:

@@ -14,13 +14,21 @@ import h5py
 
 from converters.errors import ShapeMismatchError, UnknownLayoutError
 from converters.label_columns import is_label_column
-from converters.source import Hdf5Source, Node, check_images, count_rows, image_size
+from converters.source import (
+    MAX_COLOUR_CHANNELS,
+    Hdf5Source,
+    Node,
+    check_chunks,
+    check_images,
+    check_volume,
+    count_rows,
+    image_size,
+)
 
 LABEL_NAMES = frozenset(
     {"label", "labels", "ground_truth", "class", "classes", "class_name", "celltype", "cell_type"}
 )
 MIN_SIDE_PX = 4
-MAX_COLOUR_CHANNELS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +142,7 @@ def recognise(source: Hdf5Source, options: LayoutOptions) -> Layout:
             continue
         found = layout.match(source, options)
         if isinstance(found, Layout):
+            _check_volume(found, source)
             return found
         reasons.append(f"{layout.name}: {found}")
     nodes = list(source.walk())
@@ -144,6 +153,11 @@ def recognise(source: Hdf5Source, options: LayoutOptions) -> Layout:
         f"{source.name} has no known layout ({'; '.join(reasons)}).",
         hint=f"It holds: {_listing(nodes)}. Name the datasets with --images PATH --labels PATH.",
     )
+
+
+def _check_volume(layout: Layout, source: Hdf5Source) -> None:
+    datasets = [dataset for columns in layout.stacks() for dataset in columns.present().values()]
+    check_volume(datasets, source=source.name, stored_bytes=source.stored_bytes)
 
 
 def _listing(nodes: list[Node], *, at_most: int = 12) -> str:
@@ -170,7 +184,9 @@ def check_columns(columns: Columns, *, source: str, extra_masks: bool = False) -
     for role, dataset in columns.present().items():
         rows = count_rows(dataset)
         is_column = role in ("labels", "groups")
-        if not is_column:
+        if is_column:
+            check_chunks(dataset, f"{source}: '{dataset.name}'")
+        else:
             check_images(dataset, source=source)
         if rows != count and not (extra_masks and role == "mask" and rows > count):
             raise ShapeMismatchError(
@@ -204,7 +220,7 @@ def _label_column(source: Hdf5Source, path: str, *, asked: bool) -> h5py.Dataset
 
 def _group_column(source: Hdf5Source) -> h5py.Dataset | None:
     groups = source.dataset("meta/field_group")
-    return groups if groups is not None and groups.ndim == 1 else None
+    return groups if groups is not None and is_label_column(groups) else None
 
 
 @dataclass(frozen=True)  # slots would register a second class
@@ -308,7 +324,7 @@ class QpimageSeries(Layout):
     @classmethod
     def match(cls, source: Hdf5Source, options: LayoutOptions) -> Self | str:
         """Matches files with groups qpi_N, or one `phase/raw` at the root."""
-        numbered = [name for name in source.file if re.fullmatch(r"qpi_\d+", name)]
+        numbered = [name for name in source.root_names() if re.fullmatch(r"qpi_\d{1,9}", name)]
         members = sorted(numbered, key=lambda name: int(name.removeprefix("qpi_")))
         if not members and source.dataset("phase/raw") is not None:
             members = [""]

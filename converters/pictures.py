@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ HDF5_SUFFIXES = frozenset({".h5", ".hdf5", ".hdf", ".seg", ".pre", ".rtdc"})
 FORMATS = ("PNG", "JPEG", "TIFF")
 MAX_PAGES = 100_000
 # What Pillow raises on damaged or hostile pictures.
-_PICTURE_ERRORS = (
+PICTURE_ERRORS = (
     OSError,
     ValueError,
     SyntaxError,
@@ -101,7 +101,7 @@ class PictureStack:
     def _pixels(self, picture: Picture) -> NDArray[Any] | None:
         try:
             pixels, remark = read_picture(picture.path, page=picture.page)
-        except _PICTURE_ERRORS as error:
+        except PICTURE_ERRORS as error:
             self.problems.report(self.source, _why(error), where=picture.source)
             return None
         if remark:
@@ -125,7 +125,7 @@ class PictureStack:
 def _readable(picture: Picture) -> NDArray[Any] | None:
     try:
         return read_picture(picture.path, page=picture.page)[0]
-    except _PICTURE_ERRORS:
+    except PICTURE_ERRORS:
         return None  # reported when its turn comes
 
 
@@ -135,29 +135,32 @@ def _why(error: Exception) -> str:
     return "not a readable picture: skipped"
 
 
-def read_picture(path: Path, *, page: int = 0) -> tuple[NDArray[Any], str]:
+def read_picture(
+    path: Path | BinaryIO, *, page: int = 0, max_px: int = MAX_IMAGE_PX
+) -> tuple[NDArray[Any], str]:
     """Pixels of a picture, turned upright as its camera recorded.
 
     CMYK, palettes and alpha (over white) become RGB; 16-bit greys stay 16-bit; 32-bit floats stay
     floats, which are taken as phase in rad.
 
     Args:
-        path: PNG, JPEG or TIFF file.
+        path: PNG, JPEG or TIFF file, or its content.
         page: of a TIFF with several.
+        max_px: pixels that a picture may have.
 
     Returns:
         (H, W) or (H, W, 3) pixels, and a remark for the user or ''.
 
     Raises:
         OSError: not a picture, truncated or damaged (Pillow raises others, too).
-        PIL.Image.DecompressionBombError: more than `MAX_IMAGE_PX` pixels.
+        PIL.Image.DecompressionBombError: more than `max_px` pixels.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(path, formats=FORMATS) as picture:
             picture.seek(page)
-            if picture.width * picture.height > MAX_IMAGE_PX:
+            if picture.width * picture.height > max_px:
                 msg = f"{picture.width}x{picture.height} px"
                 raise Image.DecompressionBombError(msg)
             remark = _animation_remark(picture)
@@ -247,5 +250,5 @@ def _count_pages(path: Path) -> int:
             warnings.simplefilter("ignore")
             with Image.open(path, formats=("TIFF",)) as picture:
                 return min(int(getattr(picture, "n_frames", 1)), MAX_PAGES)
-    except _PICTURE_ERRORS:
+    except PICTURE_ERRORS:
         return 1  # reported when it is read

@@ -35,14 +35,20 @@ class Children:
         self._record = data_dir / "processes.json"
         self._logs = data_dir / "logs"
         self._logs.mkdir(parents=True, exist_ok=True)
+        self._logs.chmod(0o700)
         self._commands: dict[str, tuple[Sequence[str], Mapping[str, str]]] = {}
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._ended_at: dict[str, list[float]] = {}
         self._stop_leftovers()
 
     def start(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
-        """Start a service; its output goes to `logs/<name>.log`."""
+        """Start a service; its output goes to `logs/<name>.log`, which only its owner may read.
+
+        Secrets belong into the environment: every account of a machine may read a command line.
+        """
         self._commands[name] = (command, environment)
+        self.log(name).touch(mode=0o600)
+        self.log(name).chmod(0o600)
         with self.log(name).open("ab") as log:
             self._running[name] = subprocess.Popen(
                 command,
@@ -51,6 +57,7 @@ class Children:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl+C reaches the launcher only, which stops in order
+                umask=0o077,  # databases, models and settings are their owner's only
                 preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509
             )
         self._note()

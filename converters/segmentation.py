@@ -24,6 +24,8 @@ SMOOTHING_PX = 1.0
 MAX_HOLE_PX = 400
 MIN_NECK_DEPTH = 0.2
 MIN_NECK_PX = 1.0
+# Of one image; each costs about a millisecond, and noise may hold millions.
+MAX_OBJECTS = 5000
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +55,13 @@ class Segmented:
         labels: (H, W) int32, 0 background, else the number of the cell.
         cells: those of at least the minimum area, in reading order.
         n_too_small: objects left out for their area.
+        n_too_many: objects of an image that holds more than `MAX_OBJECTS`, of which none is a cell.
     """
 
     labels: LabelImage
     cells: tuple[Cell, ...]
     n_too_small: int
+    n_too_many: int = 0
 
 
 def segment(image: SourceImage, *, sensitivity: Sensitivity, min_area_px: int) -> Segmented:
@@ -72,12 +76,38 @@ def segment(image: SourceImage, *, sensitivity: Sensitivity, min_area_px: int) -
         min_area_px: smaller objects are counted, not returned.
     """
     if image.mask is not None and _numbers_cells(image.mask):
-        labels = image.mask.astype(np.int32)
+        labels = _consecutive(image.mask)
+        n_objects = _count_objects(labels, min_area_px)
+        if n_objects > MAX_OBJECTS:
+            return Segmented(np.zeros_like(labels), (), 0, n_objects)
         return _measure(labels, np.zeros(0, np.int32), min_area_px)
     mask = _foreground(image, sensitivity)
     components = _components(_fill_small_holes(mask))
+    n_objects = _count_objects(components, min_area_px)
+    if n_objects > MAX_OBJECTS:
+        return Segmented(np.zeros_like(components), (), 0, n_objects)
     labels, split = _separate(components)
     return _measure(labels, split, min_area_px)
+
+
+def _consecutive(mask: NDArray[Any]) -> LabelImage:
+    """The mask's own numbers if they are few, else 1, 2, ...: memory grows with the largest."""
+    if int(mask.min()) >= 0 and int(mask.max()) <= mask.size:
+        return mask.astype(np.int32)
+    _, places = np.unique(np.append(np.maximum(mask, 0), 0), return_inverse=True)
+    labels: LabelImage = places[:-1].reshape(mask.shape).astype(np.int32)
+    return labels
+
+
+def _count_objects(labels: LabelImage, min_area_px: int) -> int:
+    """Number of objects; of so many that it matters, only those that are large enough."""
+    areas = np.bincount(labels.ravel())[1:]
+    n_objects = int(np.count_nonzero(areas))
+    if n_objects <= MAX_OBJECTS:
+        return n_objects
+    small = np.append(False, areas < min_area_px)
+    labels[small[labels]] = 0
+    return int(np.count_nonzero(areas >= min_area_px))
 
 
 def _numbers_cells(mask: NDArray[Any]) -> bool:

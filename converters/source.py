@@ -5,6 +5,7 @@ What the datasets mean is known to `layouts`; here they are only found, checked 
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -27,14 +28,26 @@ from converters.errors import (
     SourceError,
     UnreadableSourceError,
 )
+from converters.memory_limit import limited_memory
 
 BLOCK_BYTES = 64 * 2**20
-MAX_CHUNK_BYTES = 2**30
-MAX_IMAGE_PX = 64 * 10**6
+MAX_CHUNK_BYTES = 2**28
+MAX_IMAGE_PX = 24 * 10**6
+MAX_COLOUR_CHANNELS = 4
+MAX_ITEM_BYTES = 8
 MAX_LINK_DEPTH = 16
+# Links that one path may lead through: a chain of ten links to ten links ... never ends.
+MAX_LINKS = 200
+# Datasets that one virtual dataset may be put together from, those within others counted each time.
+MAX_VIRTUAL_PARTS = 10_000
 MIN_STORED_SHARE = 0.5
+FREE_CHUNK_BYTES = 2**16
+# A file may declare this much whatever its size, and beyond it so many bytes per stored byte. The
+# masks of RT-DC files pack best (about 1:100), beside pictures that hardly pack at all.
+FREE_BYTES = 2**28
+MAX_UNPACKING = 250
 
-_HDF5_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError)
+_HDF5_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +61,8 @@ class Node:
 
 class Hdf5Source:
     """An HDF5 file opened for reading, whose links never leave its folder unless allowed.
+
+    While it is open, the process may allocate `memory_limit.MAX_MEMORY_BYTES` more, not beyond.
 
     Args:
         path: the file.
@@ -66,8 +81,12 @@ class Hdf5Source:
         self._outside_links = outside_links
         self._folder = path.resolve().parent
         self._linked: dict[Path, h5py.File] = {}
-        self._opened = ExitStack()
-        self.file = self._opened.enter_context(_open(path))
+        self._n_links = 0
+        self._parts: dict[int, int] = {}
+        with ExitStack() as opened:
+            opened.enter_context(limited_memory(self.name))
+            self.file = opened.enter_context(_open(path))
+            self._opened = opened.pop_all()
 
     def __enter__(self) -> Self:
         return self
@@ -78,7 +97,7 @@ class Hdf5Source:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._opened.close()
+        self._opened.__exit__(kind, error, traceback)
 
     def dataset(self, path: str) -> h5py.Dataset | None:
         """The dataset at `path`, checked for links and filters; None when there is none.
@@ -88,10 +107,11 @@ class Hdf5Source:
                 or leaves the folder.
             MissingFilterError: the dataset is compressed with a filter that is not installed.
         """
+        self._n_links = 0
         found = self._resolve(self.file, path, depth=0)
         if not isinstance(found, h5py.Dataset):
             return None
-        self._check_dataset(found, depth=0)
+        self._check_dataset(found)
         return found
 
     def group(self, path: str) -> h5py.Group | None:
@@ -100,6 +120,7 @@ class Hdf5Source:
         Raises:
             BrokenLinkError: as `dataset`.
         """
+        self._n_links = 0
         found = self._resolve(self.file, path, depth=0)
         return found if isinstance(found, h5py.Group) else None
 
@@ -108,29 +129,49 @@ class Hdf5Source:
 
         `visititems` follows no external link, and soft links may form loops.
         """
-        root = self.file["/"]
-        yield from self._walk(root, "", visited={hash(root.id)})
-
-    def _walk(self, group: h5py.Group, prefix: str, *, visited: set[int]) -> Iterator[Node]:
-        with _damage_named(self.name, group.name):
-            names = sorted(group.keys())
-        for name in names:
-            path = f"{prefix}{name}"
+        root = self._root(self.file)
+        visited = {hash(root.id)}
+        # Groups may lie deeper in each other than Python can recurse.
+        waiting = [(root, name, _as_text(name)) for name in self._members(root)]
+        while waiting:
+            group, name, path = waiting.pop()
+            self._n_links = 0
             try:
                 member = self._follow(group, name, depth=0)
                 if isinstance(member, h5py.Dataset):
-                    self._check_dataset(member, depth=0)
+                    self._check_dataset(member)
+                    yield Node(path, member)
+                elif isinstance(member, h5py.Group) and hash(member.id) not in visited:
+                    visited.add(hash(member.id))
+                    members = self._members(member)
+                    waiting.extend((member, n, f"{path}/{_as_text(n)}") for n in members)
             except SourceError as problem:
                 yield Node(path, None, problem)
-                continue
-            if isinstance(member, h5py.Dataset):
-                yield Node(path, member)
-            elif isinstance(member, h5py.Group) and hash(member.id) not in visited:
-                visited.add(hash(member.id))
-                yield from self._walk(member, f"{path}/", visited=visited)
+
+    def root_names(self) -> list[str]:
+        """Names of the members of the file's root that are text.
+
+        Raises:
+            NotHdf5Error: the file is damaged.
+        """
+        return [name for name in self._members(self._root(self.file)) if isinstance(name, str)]
+
+    def _root(self, file: h5py.File) -> h5py.Group:
+        with _damage_named(self.name, "/"):
+            return file["/"]
+
+    def _members(self, group: h5py.Group) -> list[str | bytes]:
+        """Names in a group, the last one first; bytes where they are no text."""
+        with _damage_named(self.name, str(group.name)):
+            return sorted(group.keys(), key=str, reverse=True)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Length of the file and of all files that its links have led to so far."""
+        return sum(path.stat().st_size for path in {self.path.resolve(), *self._linked})
 
     def _resolve(self, start: h5py.Group, path: str, *, depth: int) -> Any:
-        here: Any = start.file["/"] if path.startswith("/") else start
+        here: Any = self._root(start.file) if path.startswith("/") else start
         for name in filter(None, path.split("/")):
             if name == ".":
                 continue
@@ -139,14 +180,21 @@ class Hdf5Source:
             here = self._follow(here, name, depth=depth)
         return here
 
-    def _follow(self, group: h5py.Group, name: str, *, depth: int) -> Any:
+    def _follow(self, group: h5py.Group, name: str | bytes, *, depth: int) -> Any:
+        if isinstance(name, bytes):
+            raise NotHdf5Error(
+                f"{self.name}: the name {name!r} is not text.",
+                hint="The file is damaged, or its writer did not use UTF-8; rename the member.",
+            )
         if depth > MAX_LINK_DEPTH:
             raise BrokenLinkError(
                 f"{self.name}: the link '{name}' leads through more than {MAX_LINK_DEPTH} links.",
                 hint="Copy the data into one file, e.g. with h5repack or h5copy.",
             )
-        with _damage_named(self.name, f"{group.name}/{name}"):
+        with _damage_named(self.name, name):
             link = group.get(name, getlink=True)
+            if isinstance(link, h5py.ExternalLink | h5py.SoftLink):
+                self._count_link(name)
             if isinstance(link, h5py.ExternalLink):
                 target = self._linked_file(group, link.filename)
                 found = self._resolve(target, f"/{link.path}", depth=depth + 1)
@@ -155,6 +203,14 @@ class Hdf5Source:
                 found = self._resolve(group, link.path, depth=depth + 1)
                 return self._found(found, link.path)
             return group[name] if link is not None else None
+
+    def _count_link(self, name: str) -> None:
+        self._n_links += 1
+        if self._n_links > MAX_LINKS:
+            raise BrokenLinkError(
+                f"{self.name}: the link '{name}' leads through more than {MAX_LINKS} links.",
+                hint="Copy the data into one file, e.g. with h5repack or h5copy.",
+            )
 
     def _found(self, found: Any, target: str) -> Any:
         if found is None:
@@ -183,22 +239,57 @@ class Hdf5Source:
                 hint="Put the missing file back, or remove the link.",
             )
 
-    def _check_dataset(self, dataset: h5py.Dataset, *, depth: int) -> None:
-        with _damage_named(self.name, dataset.name):
-            check_filters(dataset, source=self.name)
-            folder = Path(dataset.file.filename).resolve().parent
-            for filename, *_ in dataset.external or ():
-                self._check_target((folder / filename).resolve())
-            if dataset.is_virtual:
-                self._check_virtual(dataset, depth=depth)
+    def _check_dataset(self, dataset: h5py.Dataset, *, within: tuple[int, ...] = ()) -> int:
+        """Refuses what is missing, outside or without end; the number of datasets it is made of.
 
-    def _check_virtual(self, dataset: h5py.Dataset, *, depth: int) -> None:
+        Args:
+            dataset: the dataset.
+            within: the virtual datasets that this one is part of.
+        """
+        with _damage_named(self.name, str(dataset.name)):
+            number = hash(dataset.id)
+            if number not in self._parts:
+                check_filters(dataset, source=self.name)
+                for filename, *_ in dataset.external or ():
+                    # HDF5 looks for it from the working directory, not from the file's folder.
+                    self._check_target(Path(filename).resolve())
+                parts = self._check_virtual(dataset, (*within, number)) if dataset.is_virtual else 1
+                # Only now: HDF5 opens the sources of a growing virtual dataset to tell its shape.
+                _ = dataset.shape, dataset.dtype, dataset.chunks, dataset.maxshape
+                self._parts[number] = parts
+            return self._parts[number]
+
+    def _check_virtual(self, dataset: h5py.Dataset, within: tuple[int, ...]) -> int:
         # HDF5 silently fills the images of a missing source with zeros, so each is looked up.
-        for filename, path in {(s.file_name, s.dset_name) for s in dataset.virtual_sources()}:
+        parts = 0
+        sources = [(s.file_name, s.dset_name) for s in dataset.virtual_sources()]
+        for (filename, path), times in Counter(sources).items():
+            if "%" in filename + path:
+                raise BrokenLinkError(
+                    f"{self.name}: a virtual dataset refers to the pattern '{filename}:{path}'.",
+                    hint="Only sources with plain names are read; copy the data into one file.",
+                )
             file = dataset.file if filename == "." else self._linked_file(dataset, filename)
-            found = self._found(self._resolve(file, f"/{path}", depth=depth + 1), path)
-            if depth < MAX_LINK_DEPTH and found != dataset and isinstance(found, h5py.Dataset):
-                self._check_dataset(found, depth=depth + 1)
+            found = self._found(self._resolve(file, f"/{path}", depth=1), path)
+            if not isinstance(found, h5py.Dataset):
+                continue
+            if hash(found.id) in within or len(within) > MAX_LINK_DEPTH:
+                raise BrokenLinkError(
+                    f"{self.name}: a virtual dataset is made of itself or of too many others.",
+                    hint="Copy the data into one dataset, e.g. with h5copy.",
+                )
+            parts += times * self._check_dataset(found, within=within)
+            check_chunks(found, f"{self.name}: '{found.name}'")
+        if parts > max(MAX_VIRTUAL_PARTS, len(sources)):
+            raise BrokenLinkError(
+                f"{self.name}: a virtual dataset is made of {parts:,} parts.",
+                hint="Copy the data into one dataset, e.g. with h5copy.",
+            )
+        return parts
+
+
+def _as_text(name: str | bytes) -> str:
+    return name if isinstance(name, str) else name.decode("utf-8", "replace")
 
 
 @contextmanager
@@ -316,6 +407,13 @@ def _check_images(dataset: h5py.Dataset, where: str) -> None:
             f"{where} has shape {shape} and type {dataset.dtype}, which are not images.",
             hint="Images are numbers of shape (N, H, W) or (N, H, W, C).",
         )
+    if dataset.dtype.itemsize > MAX_ITEM_BYTES or (
+        dataset.ndim == 4 and shape[3] > MAX_COLOUR_CHANNELS
+    ):
+        raise ShapeMismatchError(
+            f"{where} has shape {shape} and type {dataset.dtype}: too wide for a picture.",
+            hint="Images have at most 4 channels of at most 64 bits.",
+        )
     if 0 in shape:
         raise EmptySourceError(
             f"{where} holds no image (shape {shape}).", hint="Choose a file with cells."
@@ -334,6 +432,7 @@ def _check_storage(dataset: h5py.Dataset, where: str) -> None:
         _check_mapping(dataset, where)
         return
     if dataset.external:
+        _check_external_length(dataset, where)
         return
     if dataset.id.get_storage_size() == 0:
         raise EmptySourceError(
@@ -342,11 +441,7 @@ def _check_storage(dataset: h5py.Dataset, where: str) -> None:
         )
     if not dataset.chunks:
         return
-    if math.prod(dataset.chunks) * dataset.dtype.itemsize > MAX_CHUNK_BYTES:
-        raise ShapeMismatchError(
-            f"{where} has chunks of {dataset.chunks}, more than {MAX_CHUNK_BYTES:,} bytes each.",
-            hint="Rewrite it with smaller chunks, e.g. `h5repack -l CHUNK=16x512x512`.",
-        )
+    check_chunks(dataset, where)
     sides = zip(dataset.shape, dataset.chunks, strict=True)
     declared = math.prod(-(-size // chunk) for size, chunk in sides)
     stored = dataset.id.get_num_chunks()
@@ -354,6 +449,72 @@ def _check_storage(dataset: h5py.Dataset, where: str) -> None:
         raise ShapeMismatchError(
             f"{where} declares {dataset.shape} but stores only {stored:,} of {declared:,} chunks.",
             hint="The writer was interrupted or the shape is wrong; record or copy it again.",
+        )
+
+
+def check_chunks(dataset: h5py.Dataset, where: str) -> None:
+    """Refuses chunks that would unfold to more than they should; `where` is for the message.
+
+    libhdf5 gives a filter all the memory it asks for. No filter makes data twice as long, so a
+    longer chunk unfolds to something else than it declares.
+
+    Raises:
+        ShapeMismatchError: a chunk has more than `MAX_CHUNK_BYTES` bytes, or is stored in more than
+            twice its size.
+    """
+    if dataset.chunks is None:
+        return
+    chunks = dataset.chunks
+    whole = math.prod(chunks) * dataset.dtype.itemsize
+    if whole > MAX_CHUNK_BYTES:
+        raise ShapeMismatchError(
+            f"{where} has chunks of {chunks}, more than {MAX_CHUNK_BYTES:,} bytes each.",
+            hint="Rewrite it with smaller chunks, e.g. `h5repack -l CHUNK=16x512x512`.",
+        )
+    longest = 0
+
+    def look(chunk: h5py.h5d.StoreInfo) -> None:
+        nonlocal longest
+        longest = max(longest, int(chunk.size))
+
+    dataset.id.chunk_iter(look)
+    if longest > 2 * whole + FREE_CHUNK_BYTES:
+        raise ShapeMismatchError(
+            f"{where} stores {longest:,} bytes in a chunk of {whole:,} bytes.",
+            hint="The file is damaged or made to harm; record or copy it again.",
+        )
+
+
+def check_volume(datasets: Sequence[h5py.Dataset], *, source: str, stored_bytes: int) -> None:
+    """Refuses datasets that unfold to many times what is stored, as bombs do.
+
+    Args:
+        datasets: all that are read together.
+        source: name for the message.
+        stored_bytes: length of the file or files.
+
+    Raises:
+        ShapeMismatchError: they declare more than `FREE_BYTES` and more than `MAX_UNPACKING` times
+            the length of the file.
+    """
+    declared = sum(dataset.size * dataset.dtype.itemsize for dataset in datasets)
+    if declared > max(FREE_BYTES, MAX_UNPACKING * stored_bytes):
+        raise ShapeMismatchError(
+            f"{source} declares {declared:,} bytes of images but is only {stored_bytes:,} long.",
+            hint="The shape is wrong or the images are all alike; record or copy it again.",
+        )
+
+
+def _check_external_length(dataset: h5py.Dataset, where: str) -> None:
+    """Refuses raw storage shorter than the dataset; HDF5 would read zeros beyond its end."""
+    stored = sum(
+        min(size, max(0, Path(filename).stat().st_size - offset))
+        for filename, offset, size in dataset.external
+    )
+    if stored < dataset.size * dataset.dtype.itemsize:
+        raise ShapeMismatchError(
+            f"{where} declares {dataset.shape} but its raw file holds only {stored:,} bytes.",
+            hint="Copy that file again from where it was recorded.",
         )
 
 
@@ -371,7 +532,9 @@ def _check_mapping(dataset: h5py.Dataset, where: str) -> None:
 
 
 def image_size(dataset: h5py.Dataset) -> tuple[int, int]:
-    """Height and width in px of images of shape (H, W), (N, H, W) or (N, H, W, C)."""
+    """Height and width in px of images (H, W), (N, H, W) or (N, H, W, C); 0 if it has none."""
+    if dataset.shape is None or dataset.ndim < 2:
+        return 0, 0
     shape = dataset.shape if dataset.ndim == 2 else dataset.shape[1:3]
     return int(shape[0]), int(shape[1])
 
@@ -379,8 +542,10 @@ def image_size(dataset: h5py.Dataset) -> tuple[int, int]:
 def count_rows(dataset: h5py.Dataset) -> int:
     """Number of images, labels or groups; a two-dimensional dataset is one image.
 
-    One-dimensional datasets are columns of labels or groups.
+    One-dimensional datasets are columns of labels or groups; a single value has no row.
     """
+    if not dataset.shape:
+        return 0
     return 1 if dataset.ndim == 2 else int(dataset.shape[0])
 
 
@@ -392,7 +557,7 @@ def read_rows(dataset: h5py.Dataset, start: int, stop: int) -> NDArray[Any]:
     """
     try:
         rows: NDArray[Any] = dataset[()][np.newaxis] if dataset.ndim == 2 else dataset[start:stop]
-    except (*_HDF5_ERRORS, MemoryError) as error:
+    except _HDF5_ERRORS as error:
         name = Path(dataset.file.filename).name
         raise NotHdf5Error(
             f"{name}: rows {start} to {stop - 1} of '{dataset.name}' cannot be read ({error}).",

@@ -4,11 +4,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.console import RenderableType
-from rich.markup import escape
 from rich.table import Table
 
 from converters.inspection import Inspection
 from converters.problems import Problems
+from converters.terminal import plain
 
 
 def problem_table(problems: Problems) -> Table:
@@ -16,10 +16,10 @@ def problem_table(problems: Problems) -> Table:
     table = Table("source", "what", "count", "first at", title="Left out or changed")
     for problem in problems:
         table.add_row(
-            escape(problem.source),
-            escape(problem.reason),
+            plain(problem.source),
+            plain(problem.reason),
             str(problem.count),
-            escape(problem.example),
+            plain(problem.example),
         )
     return table
 
@@ -67,25 +67,25 @@ def version_table(project: dict[str, Any]) -> Table:
 
 def inspection_parts(inspection: Inspection) -> Iterator[RenderableType]:
     """A source as `cellai inspect` shows it."""
-    yield f"[bold]{escape(inspection.source)}[/]"
+    yield f"[bold]{plain(inspection.source)}[/]"
     if inspection.datasets:
         yield _dataset_table(inspection)
     if inspection.layout:
         yield f"layout: {inspection.layout}"
     for layout, reason in inspection.reasons.items():
-        yield escape(f"  not {layout}: {reason}")
+        yield plain(f"  not {layout}: {reason}")
     if inspection.error:
-        yield f"[bold red]cannot be imported:[/] {escape(inspection.error)}"
+        yield f"[bold red]cannot be imported:[/] {plain(inspection.error)}"
     if inspection.plan is not None:
         about = "" if inspection.plan.exact else "about "
         yield f"{inspection.plan.images} images, {about}{inspection.plan.cells} cells"
     for values in inspection.ranges:
-        yield escape(
+        yield plain(
             f"{values.channel}: {values.minimum:g} .. {values.maximum:g},"
             f" {values.n_nan} of {values.n_values} values missing"
         )
     for label, count in sorted(inspection.labels.items()):
-        yield escape(f"label {label}: {count}")
+        yield plain(f"label {label}: {count}")
     if inspection.n_unlabelled:
         yield f"unlabelled: {inspection.n_unlabelled}"
     if len(inspection.problems):
@@ -98,11 +98,11 @@ def _dataset_table(inspection: Inspection) -> Table:
         table.add_column(column, overflow="fold")
     for dataset in inspection.datasets:
         table.add_row(
-            escape(dataset.path),
+            plain(dataset.path),
             "" if dataset.shape is None else " x ".join(map(str, dataset.shape)),
             dataset.dtype,
             "" if dataset.chunks is None else " x ".join(map(str, dataset.chunks)),
             dataset.compression,
-            escape(dataset.problem),
+            plain(dataset.problem),
         )
     return table

@@ -105,7 +105,8 @@ def test_ports_are_open_to_this_computer_only(services: dict[str, Any]) -> None:
 def test_images_are_pinned(services: dict[str, Any], instructions: list[tuple[str, str]]) -> None:
     images = [service["image"] for service in services.values()]
     images += [rest for name, rest in instructions if name == "FROM"]
-    assert len(images) == 4
+    images = [image.removesuffix(" AS build") for image in images]
+    assert len(images) == 5
     assert [image for image in images if not re.search(r":\d+\.\d+(\.\d+)?(-\w+)*$", image)] == []
 
 
@@ -254,10 +255,37 @@ def test_image_runs_as_a_user_and_holds_no_secret(instructions: list[tuple[str, 
     assert names.index("USER") < names.index("CMD")
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     assert "*" in ignored
-    copied = [rest for name, rest in instructions if name == "COPY"]
+    copied = [r for name, r in instructions if name == "COPY" and not r.startswith("--from")]
     sources = {part for rest in copied for part in shlex.split(rest)[:-1]}
     assert {f"!{source}" for source in sources} == {line for line in ignored if line[0] == "!"}
     assert all((ROOT / source).exists() for source in sources)
+
+
+def test_backend_may_do_as_little_as_possible(services: dict[str, Any]) -> None:
+    backend = services["backend"]
+    assert backend["cap_drop"] == ["ALL"]
+    assert "cap_add" not in backend
+    assert "privileged" not in backend
+    assert backend["read_only"] is True
+    targets = {volume.split(":")[1] for volume in backend["volumes"]}
+    assert targets == {"/data", "/files"}
+    (scratch,) = backend["tmpfs"]
+    assert scratch.startswith("/tmp:")  # noqa: S108  in the container
+    assert {"noexec", "nosuid", "nodev"} <= set(scratch.partition(":")[2].split(","))
+    for service in services.values():
+        assert "no-new-privileges:true" in service["security_opt"]
+
+
+def test_image_that_runs_holds_no_tool_that_installs(instructions: list[tuple[str, str]]) -> None:
+    starts = [index for index, (name, _) in enumerate(instructions) if name == "FROM"]
+    final = instructions[starts[-1] :]
+    assert len(starts) == 2
+    commands = " ".join(rest for name, rest in final if name == "RUN")
+    assert not re.search(r"\bapt|\buv |\binstall (?!--directory)", commands)
+    assert "pip uninstall --yes" in commands
+    copied = [rest for name, rest in final if name == "COPY"]
+    assert copied == ["--from=build /venv /venv", "--from=build /app /app"]
+    assert "venv --without-pip /venv" in " ".join(rest for _, rest in instructions[: starts[-1]])
 
 
 def test_filled_in_env_file_is_not_committed() -> None:

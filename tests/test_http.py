@@ -28,7 +28,8 @@ def test_all_else_asks_for_the_password(demo: Installation, method: str, path: s
     url = demo.connection_file.backend_url + path
     user = demo.connection_file.backend_user
     assert httpx.request(method, url, json={}).status_code == 401
-    assert httpx.request(method, url, json={}, auth=(user, "guess")).status_code == 401
+    guess = httpx.request(method, url, json={}, auth=(user, "guess"))
+    assert guess.status_code in {401, 429}  # other tests guess, too
 
 
 @pytest.mark.parametrize("path", ["/setup", "/predict", "/webhook"])

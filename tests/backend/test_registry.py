@@ -1,9 +1,15 @@
 """Versions are whole or not there, checked when loaded, and pruned without the serving one."""
 
+import json
+import random
+import struct
+from collections.abc import Callable
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from backend.errors import ModelCorruptError, ModelNotFoundError
@@ -80,3 +86,123 @@ def test_prune_keeps_the_newest_and_the_serving(registry: Registry) -> None:
         registry.publish(version(number), TENSORS)
     assert registry.prune(3, keep=3, protected={"cellai-0001"}) == ["cellai-0002", "cellai-0003"]
     assert [v.n_labels for v in registry.versions(3)] == [1, 4, 5]
+
+
+def folder(registry: Registry, number: int) -> Path:
+    return registry._folder / "3" / f"cellai-{number:04d}"
+
+
+def load(registry: Registry, number: int) -> None:
+    registry.tensors(registry.get(3, f"cellai-{number:04d}"))
+
+
+def test_every_changed_bit_is_noticed(registry: Registry) -> None:
+    registry.publish(version(1), TENSORS)
+    chance = random.Random(0)  # noqa: S311  reproducible, not secret
+    for name in ("head.safetensors", "manifest.json"):
+        path = folder(registry, 1) / name
+        sound = path.read_bytes()
+        for _ in range(150):
+            at = chance.randrange(len(sound))
+            if sound[at : at + 1].isspace():
+                continue  # layout of the JSON text
+            path.write_bytes(
+                sound[:at] + bytes([sound[at] ^ 1 << chance.randrange(8)]) + sound[at + 1 :]
+            )
+            with pytest.raises(ModelCorruptError, match="Start training"):
+                load(registry, 1)
+        for cut in (0, 1, len(sound) // 2, len(sound) - 1):
+            path.write_bytes(sound[:cut])
+            with pytest.raises(ModelCorruptError):
+                load(registry, 1)
+        path.write_bytes(sound)
+    load(registry, 1)
+
+
+def test_swapped_versions_are_noticed(registry: Registry) -> None:
+    registry.publish(version(1), TENSORS)
+    registry.publish(version(2), {"weight": torch.zeros(2, 3)})
+    one, two = folder(registry, 1), folder(registry, 2)
+    one.rename(one.with_name("spare"))
+    two.rename(one)
+    one.with_name("spare").rename(two)
+    for number in (1, 2):
+        with pytest.raises(ModelCorruptError):
+            load(registry, number)
+
+
+def test_swapped_tensors_are_noticed(registry: Registry) -> None:
+    registry.publish(version(1), TENSORS)
+    registry.publish(version(2), {"weight": torch.zeros(2, 3)})
+    tensors = folder(registry, 2) / "head.safetensors"
+    (folder(registry, 1) / "head.safetensors").write_bytes(tensors.read_bytes())
+    load(registry, 2)
+    with pytest.raises(ModelCorruptError, match="checksum"):
+        load(registry, 1)
+
+
+def forge(registry: Registry, change: Callable[[dict[str, object]], object]) -> None:
+    """Change a manifest and give it a checksum that fits."""
+    path = folder(registry, 1) / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["manifest_sha256"]
+    change(manifest)
+    text = json.dumps(manifest, sort_keys=True)
+    path.write_text(json.dumps(manifest | {"manifest_sha256": sha256(text.encode()).hexdigest()}))
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        struct.pack("<Q", 2**62) + b"{}",
+        struct.pack("<Q", 2) + b"{}" + bytes(100),
+        safetensors.torch.save({"weight": torch.tensor([1.0, float("nan")])}),
+        safetensors.torch.save({"weight": torch.tensor([float("inf")])}),
+        b"\x80\x04N.",
+    ],
+    ids=["header of 2^62 bytes", "no tensor", "NaN", "infinite", "pickle"],
+)
+def test_what_no_training_writes_is_refused_whatever_its_checksum(
+    registry: Registry, payload: bytes
+) -> None:
+    registry.publish(version(1), TENSORS)
+    (folder(registry, 1) / "head.safetensors").write_bytes(payload)
+    forge(registry, lambda manifest: manifest.update(head_sha256=sha256(payload).hexdigest()))
+    with pytest.raises(ModelCorruptError):
+        load(registry, 1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"classes": 7}, {"n_labels": "x"}, {"created_at": None}, {"surplus": 1}, {"metrics": []}],
+)
+def test_wrong_types_in_a_manifest_are_refused(
+    registry: Registry, change: dict[str, object]
+) -> None:
+    registry.publish(version(1), TENSORS)
+    forge(registry, lambda manifest: manifest.update(change))
+    with pytest.raises(ModelCorruptError):
+        registry.get(3, "cellai-0001")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "null", "[]", '"x"', " " * 2**24 + "{}"])
+def test_manifest_that_is_no_manifest(registry: Registry, text: str) -> None:
+    registry.publish(version(1), TENSORS)
+    (folder(registry, 1) / "manifest.json").write_text(text)
+    with pytest.raises(ModelCorruptError):
+        registry.get(3, "cellai-0001")
+
+
+def test_a_damaged_version_does_not_hide_the_others(registry: Registry) -> None:
+    for number in (1, 2, 3):
+        registry.publish(version(number), TENSORS)
+    (folder(registry, 2) / "manifest.json").write_text("{")
+    assert [v.version for v in registry.versions(3)] == ["cellai-0001", "cellai-0003"]
+
+
+def test_a_damaged_version_does_not_hold_its_name(registry: Registry) -> None:
+    registry.publish(version(1), TENSORS)
+    (folder(registry, 1) / "manifest.json").write_text("{")
+    registry.publish(version(1), TENSORS)
+    load(registry, 1)
+    assert [v.version for v in registry.versions(3)] == ["cellai-0001"]

@@ -92,7 +92,7 @@ def test_decompression_bomb_is_refused_before_it_unfolds(tmp_path: Path) -> None
     )
     crops, problems = read(tmp_path)
     assert not crops
-    assert problems == {"picture larger than 64,000,000 px: skipped": 2}
+    assert problems == {"picture larger than 24,000,000 px: skipped": 2}
 
 
 def test_sixteen_bit_greys_are_scaled_alike(tmp_path: Path) -> None:

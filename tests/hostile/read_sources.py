@@ -1,0 +1,156 @@
+"""Reads sources as `cellai inspect` and the import do, in a process that may die of it.
+
+    python read_sources.py mutations FIRST COUNT FOLDER
+    python read_sources.py structures SEED COUNT FOLDER
+    python read_sources.py attacks FIRST COUNT FOLDER
+
+Prints one JSON object per case, before it ("begin") and after it. A case that lasts longer than
+`MAX_SECONDS` or breaks the interpreter ends the process, with the traceback on standard error.
+"""
+
+import ctypes
+import faulthandler
+import io
+import json
+import os
+import resource
+import signal
+import struct
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from hdf5_attacks import ATTACKS
+from hdf5_mutations import damaged
+from hdf5_seeds import seed_files
+from hdf5_structures import write_structures
+from rich.console import Console
+
+from converters.crops import ReadOptions, iter_crops
+from converters.errors import CellAIError
+from converters.inspection import inspect_source
+from converters.tables import inspection_parts
+
+# Of processor time, so that a busy machine makes no hang; waiting is allowed longer.
+MAX_SECONDS = 10
+MAX_WAIT_SECONDS = 180
+# Crops come one by one, so a long import is no hang.
+MAX_CROPS = 1000
+IN_ACCESS, IN_OPEN, IN_NONBLOCK = 0x1, 0x20, 0o4000
+OPTIONS = ReadOptions()
+
+
+class Watched:
+    """Tells whether anybody opened a file of a folder (Linux: inotify)."""
+
+    def __init__(self, folder: Path) -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        self._descriptor = libc.inotify_init1(IN_NONBLOCK)
+        if libc.inotify_add_watch(self._descriptor, bytes(folder), IN_OPEN | IN_ACCESS) < 0:
+            raise OSError(ctypes.get_errno(), "inotify")
+
+    def opened(self) -> list[str]:
+        """Names of the files that were opened since the last call."""
+        try:
+            events = os.read(self._descriptor, 65536)
+        except BlockingIOError:
+            return []
+        names, at = [], 0
+        while at < len(events):
+            *_, length = struct.unpack_from("iIII", events, at)
+            names.append(events[at + 16 : at + 16 + length].rstrip(b"\0").decode())
+            at += 16 + length
+        return [name for name in names if name]
+
+
+def read(path: Path) -> str:
+    """Everything that is ever read from a source; what came of it in a word."""
+    console = Console(file=io.TextIOWrapper(io.BytesIO(), "utf-8"))
+    outcome = ""
+    try:
+        inspection = inspect_source(path, options=OPTIONS)
+        outcome = "refused" if inspection.error else ""
+        for part in inspection_parts(inspection):
+            console.print(part)
+    except CellAIError as error:
+        outcome = type(error).__name__
+        console.print(str(error), markup=False)
+    try:
+        n_crops = sum(1 for _ in islice(iter_crops([path], options=OPTIONS), MAX_CROPS))
+    except CellAIError as error:
+        return type(error).__name__
+    return outcome or ("crops" if n_crops else "no crop")
+
+
+def peak_bytes() -> int:
+    """Largest resident size that the process ever had."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def run(name: str, write: Callable[[Path], Path], folder: Path) -> None:
+    """One case: write the file, read it, say what happened."""
+    path = write(folder)
+    say(begin=name)
+    watched = Watched(folder.parent / "outside")
+    before, began = peak_bytes(), time.process_time()
+    faulthandler.dump_traceback_later(MAX_WAIT_SECONDS, exit=True)
+    signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS)
+    try:
+        outcome, trace = read(path), ""
+    except Exception:  # noqa: BLE001  what is looked for
+        outcome, trace = "FAILED", traceback.format_exc()
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    faulthandler.cancel_dump_traceback_later()
+    say(
+        case=name,
+        outcome=outcome,
+        trace=trace,
+        seconds=round(time.process_time() - began, 3),
+        grown=peak_bytes() - before,
+        outside=watched.opened(),
+    )
+    os.close(watched._descriptor)
+
+
+def say(**fields: Any) -> None:
+    """One line for the parent, at once."""
+    print(json.dumps(fields), flush=True)
+
+
+def cases(kind: str, first: int, count: int) -> Iterator[tuple[str, Callable[[Path], Path]]]:
+    """Name and writer of each case that does not come from hypothesis."""
+    if kind == "attacks":
+        for name in list(ATTACKS)[first : first + count]:
+            yield name, ATTACKS[name]
+        return
+    seeds = seed_files()
+    for number in range(first, first + count):
+
+        def write(folder: Path, number: int = number) -> Path:
+            path = folder / "case.h5"
+            path.write_bytes(damaged(seeds, number))
+            return path
+
+        yield f"mutation {number}", write
+
+
+def main() -> None:
+    """Runs the cases that the arguments name."""
+    faulthandler.enable()
+    faulthandler.register(signal.SIGPROF, chain=True)
+    kind, first, count, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
+    os.chdir(folder)
+    if kind == "structures":
+        write_structures(first, count, folder, run)
+        return
+    for name, write in cases(kind, first, count):
+        run(name, write, folder)
+
+
+if __name__ == "__main__":
+    main()

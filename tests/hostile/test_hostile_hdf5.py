@@ -1,0 +1,121 @@
+"""Hostile HDF5 files: cells or one of our errors; no crash, no hang, no flood, no foreign file."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from hdf5_attacks import ATTACKS
+
+from converters.memory_limit import MAX_MEMORY_BYTES
+
+ROOT = Path(__file__).parents[2]
+CHILD = Path(__file__).with_name("read_sources.py")
+N_LONG = {"mutations": 10_000, "structures": 2_000}
+BATCH = 1000
+N_WORKERS = 2
+# Resident size also counts pages of files that a case maps or reads.
+ALLOWED_BYTES = MAX_MEMORY_BYTES + 2**28
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="inotify and limits are Linux's")
+
+
+@dataclass
+class Tally:
+    """What came of the cases of some child processes."""
+
+    outcomes: Counter[str] = field(default_factory=Counter)
+    failures: list[str] = field(default_factory=list)
+
+    def add(self, other: "Tally") -> None:
+        self.outcomes += other.outcomes
+        self.failures += other.failures
+
+
+def judge(line: dict[str, Any]) -> Iterator[str]:
+    """What is wrong with a case that ended."""
+    if line["trace"]:
+        yield f"{line['case']}: {line['trace']}"
+    if line["outside"]:
+        yield f"{line['case']}: opened {line['outside']}"
+    if line["grown"] > ALLOWED_BYTES:
+        yield f"{line['case']}: {line['grown'] / 2**20:.0f} MiB"
+
+
+def run_batch(kind: str, first: int, count: int, folder: Path) -> Tally:
+    """Runs cases in a child process, in another after each that kills it."""
+    folder = folder / f"{kind}-{first}"
+    (folder / "cases").mkdir(parents=True)
+    (folder / "outside").mkdir()
+    with h5py.File(folder / "outside" / "private.h5", "w") as file:
+        file["phase/images"] = np.full((4, 20, 20), 3.25, np.float32)
+    tally, at, end = Tally(), first, first + count
+    while at < end:
+        at += run_child(kind, at, end - at, folder, tally)
+    return tally
+
+
+def run_child(kind: str, first: int, count: int, folder: Path, tally: Tally) -> int:
+    """One child; how many cases it began."""
+    child = subprocess.run(
+        [sys.executable, CHILD, kind, str(first), str(count), folder / "cases"],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    # Plugins of libhdf5 print there, too.
+    lines = [json.loads(line) for line in child.stdout.splitlines() if line[:1] == "{"]
+    begun = [line["begin"] for line in lines if "begin" in line]
+    ended = [line for line in lines if "case" in line]
+    tally.outcomes.update(line["outcome"] for line in ended)
+    for line in ended:
+        tally.failures.extend(judge(line))
+    if child.returncode:
+        last = begun[-1] if len(begun) > len(ended) else "no case"
+        tally.failures.append(f"{last}: died with {child.returncode}\n{child.stderr[-3000:]}")
+    return count if kind == "structures" or not child.returncode else max(1, len(begun))
+
+
+def check(tally: Tally, *, at_least: int) -> None:
+    """No failure, and cases of both sorts were among them."""
+    assert not tally.failures, f"{len(tally.failures)}:\n" + "\n".join(tally.failures[:12])
+    assert tally.outcomes.total() >= at_least
+    print(dict(tally.outcomes.most_common()))
+
+
+def test_attacks(tmp_path: Path) -> None:
+    check(run_batch("attacks", 0, len(ATTACKS), tmp_path), at_least=len(ATTACKS))
+
+
+@pytest.mark.parametrize(("kind", "count"), [("mutations", 300), ("structures", 150)])
+def test_some_hundred_cases(kind: str, count: int, tmp_path: Path) -> None:
+    tally = run_batch(kind, 0, count, tmp_path)
+    check(tally, at_least=count)
+    assert tally.outcomes["crops"] > count / 100
+    assert tally.outcomes["crops"] < count * 0.95
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("kind", N_LONG)
+def test_ten_thousand_cases(kind: str, tmp_path: Path) -> None:
+    whole = Tally()
+    with ThreadPoolExecutor(N_WORKERS) as pool:
+        batches = [
+            pool.submit(run_batch, kind, first, BATCH, tmp_path)
+            for first in range(1000, 1000 + N_LONG[kind], BATCH)
+        ]
+        for batch in batches:
+            whole.add(batch.result())
+    check(whole, at_least=N_LONG[kind])

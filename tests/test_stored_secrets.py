@@ -1,0 +1,122 @@
+"""What a running installation shows to other accounts, and what it writes, pickles above all."""
+
+import io
+import os
+import pickle
+import pickletools
+import re
+import sqlite3
+import stat
+import sys
+import zipfile
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from installation import Installation
+
+PICKLED = re.compile(rb"\x80[\x02-\x05]")
+OBJECT_ARRAY = re.compile(rb"\x93NUMPY..{1,2}.{0,200}'descr': '\|O'", re.DOTALL)
+MAX_LOOKED_AT = 64
+
+
+def holds_pickle(content: bytes) -> bool:
+    """Whether a pickle begins anywhere in the content, or a zip file or array in it holds one."""
+    if OBJECT_ARRAY.search(content):
+        return True
+    if zipfile.is_zipfile(io.BytesIO(content)):
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            return any(holds_pickle(archive.read(name)) for name in archive.namelist())
+    starts = [match.start() for match in PICKLED.finditer(content)][:MAX_LOOKED_AT]
+    return any(_is_pickle(content[at:]) for at in {0, *starts})
+
+
+def _is_pickle(content: bytes) -> bool:
+    """Whether it can be read as a pickle up to its end, and does something on the way."""
+    try:
+        names = [opcode.name for opcode, _, _ in pickletools.genops(content)]
+    except (ValueError, UnicodeDecodeError, OverflowError, IndexError):
+        return False
+    return len(names) > 2 or names[:1] == ["PROTO"]
+
+
+def contents(path: Path) -> Iterator[bytes]:
+    """The file, and every value of its tables if it is a database."""
+    content = path.read_bytes()
+    yield content
+    if content.startswith(b"SQLite format 3\0"):
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+            tables = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+            for (table,) in tables.fetchall():
+                for row in database.execute(f'SELECT * FROM "{table}"'):  # noqa: S608
+                    yield from (value for value in row if isinstance(value, bytes))
+
+
+class Custom:
+    pass
+
+
+@pytest.mark.parametrize("protocol", range(2, 6))
+@pytest.mark.parametrize("value", [None, {"a": [1.5, "x"]}, Custom(), np.zeros(3)])
+def test_the_scan_finds_pickles(value: object, protocol: int) -> None:
+    pickled = pickle.dumps(value, protocol)
+    assert holds_pickle(pickled)
+    assert holds_pickle(b"before" + pickled + b"after")
+
+
+def test_the_scan_finds_arrays_of_objects_and_archives() -> None:
+    array, archive = io.BytesIO(), io.BytesIO()
+    np.save(array, np.array([{}], dtype=object))
+    assert holds_pickle(array.getvalue())
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("model/data.pkl", pickle.dumps({"w": 1}))
+    assert holds_pickle(archive.getvalue())
+    numbers = io.BytesIO()
+    np.save(numbers, np.random.default_rng(0).normal(size=5000))
+    assert not holds_pickle(numbers.getvalue())
+
+
+@pytest.mark.label_studio
+def test_nothing_that_we_write_is_pickled(demo: Installation) -> None:
+    demo.serving()
+    ours = [demo.data_dir / "backend", demo.data_dir / "files"]
+    files = [path for folder in ours for path in folder.rglob("*") if path.is_file()]
+    files.append(demo.data_dir / "connection.json")
+    kinds = {path.suffix for path in files}
+    assert {".sqlite", ".json", ".png"} <= kinds
+    assert [
+        str(path) for path in files if any(holds_pickle(content) for content in contents(path))
+    ] == []
+
+
+@pytest.mark.label_studio
+def test_other_accounts_may_read_no_secret(demo: Installation) -> None:
+    others = stat.S_IRWXG | stat.S_IRWXO
+    private = [
+        demo.data_dir / "connection.json",
+        *(demo.data_dir / name for name in ("backend", "label-studio", "logs")),
+        *(demo.data_dir / "logs").iterdir(),
+    ]
+    assert [str(path) for path in private if path.stat().st_mode & others] == []
+
+
+@pytest.mark.label_studio
+def test_secrets_are_on_no_command_line_and_in_no_log(demo: Installation) -> None:
+    connection = demo.connection_file
+    secrets = [connection.api_key, connection.backend_password, connection.password]
+    launcher = psutil.Process(demo.process.pid)
+    family = [launcher, *launcher.children(recursive=True)]
+    assert len(family) >= 3
+    for process in family:
+        command = " ".join(process.cmdline())
+        assert not [secret for secret in secrets if secret in command]
+        if sys.platform == "linux":
+            environment = Path(f"/proc/{process.pid}/environ").stat()
+            assert (stat.S_IMODE(environment.st_mode), environment.st_uid) == (0o400, os.getuid())
+    for log in (demo.data_dir / "logs").iterdir():
+        text = log.read_text(errors="replace")
+        assert text
+        assert not [secret for secret in secrets if secret in text]
