@@ -4,11 +4,13 @@
                                   manifest.json      what it is, how it was made, its metrics
 
 A version appears by one rename of a complete, fsynced folder, so a reader sees all of it
-or nothing; the manifest holds the tensors' checksum.
+or nothing; the manifest holds the tensors' checksum. A version that the disk damaged all the
+same is passed over, and set aside as `.damaged-<version>` by the job runner.
 """
 
 import hashlib
 import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Collection
@@ -24,6 +26,8 @@ from converters.durable import sync
 FORMAT = 1
 TENSORS = "head.safetensors"
 MANIFEST = "manifest.json"
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,19 +88,56 @@ class Registry:
                 sync(staging / TENSORS)
             (staging / MANIFEST).write_text(json.dumps(manifest, indent=1))
             sync(staging / MANIFEST)
+            sync(staging)
             staging.rename(target)
-            sync(project)
+            for folder in (project, self._folder, self._folder.parent):
+                sync(folder)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         return self.get(version.project_id, version.version)
 
     def versions(self, project_id: int) -> list[Version]:
-        """The project's versions, oldest first; folders that are no version are passed over."""
-        found = (
-            self.get(project_id, manifest.parent.name)
-            for manifest in (self._folder / str(project_id)).glob(f"[!.]*/{MANIFEST}")
-        )
-        return sorted(found, key=lambda version: (version.created_at, version.version))
+        """The project's versions, oldest first; folders that are no version are passed over.
+
+        By number and not by date: the clock may have been set back between two versions.
+        """
+        found = []
+        for folder in self._version_folders(project_id):
+            try:
+                found.append(self.get(project_id, folder.name))
+            except ModelNotFoundError:
+                continue  # pruned by another process, or not ours
+            except ModelCorruptError as error:
+                _log.warning("%s", error)
+        return sorted(found, key=lambda version: age_order(version.version))
+
+    def project_ids(self) -> list[int]:
+        """Projects that have a folder."""
+        return sorted(int(f.name) for f in self._folder.glob("*") if f.name.isdigit())
+
+    def set_aside_damaged(self, project_id: int) -> list[str]:
+        """Put versions that do not match their checksums out of the way of a new training.
+
+        For the job runner alone, which is the only one that writes versions.
+
+        Returns:
+            The versions that were set aside.
+        """
+        damaged = []
+        for folder in self._version_folders(project_id):
+            try:
+                version = self.get(project_id, folder.name)
+                if not version.is_cold_start:
+                    self.tensors(version)
+            except ModelNotFoundError:
+                continue
+            except ModelCorruptError as error:
+                _log.error("%s It is set aside and trained anew.", error.message)
+                aside = folder.with_name(f".damaged-{folder.name}")
+                shutil.rmtree(aside, ignore_errors=True)
+                folder.rename(aside)
+                damaged.append(folder.name)
+        return damaged
 
     def get(self, project_id: int, version: str) -> Version:
         """Read one manifest.
@@ -147,3 +188,11 @@ class Registry:
         for version in deleted:
             shutil.rmtree(self._folder / str(project_id) / version)
         return deleted
+
+    def _version_folders(self, project_id: int) -> list[Path]:
+        return [f for f in (self._folder / str(project_id)).glob("[!.]*") if f.is_dir()]
+
+
+def age_order(name: str) -> tuple[int, str]:
+    """Sorts names such as cellai-0009 and cellai-10000 by their number."""
+    return len(name), name
