@@ -18,6 +18,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from backend.sqlite_damage import is_damage
+
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS projects (
     id INTEGER PRIMARY KEY,
@@ -366,14 +368,6 @@ class JobStore:
                 yield connection
         finally:
             connection.close()
-
-
-def is_damage(error: sqlite3.Error) -> bool:
-    """Whether SQLite says that the file itself is ill, not busy, full or read-only."""
-    return isinstance(error, sqlite3.DatabaseError) and error.sqlite_errorcode & 0xFF in {
-        sqlite3.SQLITE_CORRUPT,
-        sqlite3.SQLITE_NOTADB,
-    }
 
 
 def _damage(path: Path) -> str:

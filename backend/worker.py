@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from backend.card_refresh import CardRefresh
 from backend.errors import BackendError
-from backend.jobs import RETRY_SECONDS, JobStore, Project, is_damage
+from backend.jobs import RETRY_SECONDS, JobStore, Project
 from backend.label_studio import LabelStudioClient
 from backend.logs import configure_logging, log_context
 from backend.memory import OUT_OF_MEMORY, is_out_of_memory
@@ -31,6 +31,7 @@ from backend.rescoring import outdated_predictions
 from backend.retraining import Retraining
 from backend.runner_record import READY, STARTING, describe_runner, write_state, write_trouble
 from backend.settings import Settings, read_settings
+from backend.sqlite_damage import is_damage
 from converters.errors import CellAIError, ProjectNotFoundError
 
 POLL_SECONDS = 0.2

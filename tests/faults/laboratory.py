@@ -13,7 +13,7 @@ from converters.backend_client import BackendClient
 from converters.errors import UnreachableError
 from converters.label_studio import Connection
 
-SETTLED_DEADLINE_S = 150
+SETTLED_DEADLINE_S = 400
 FAULT_POINTS = Path(__file__).with_name("fault_points")
 
 
