@@ -219,7 +219,7 @@ def order(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     fsync, rename, replace = os.fsync, Path.rename, Path.replace
 
     def recorded_fsync(descriptor: int) -> None:
-        calls.append(f"sync {Path(os.readlink(f'/proc/self/fd/{descriptor}')).name}")
+        calls.append(f"sync {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
         fsync(descriptor)
 
     def recorded_rename(path: Path, target: Path) -> Path:
