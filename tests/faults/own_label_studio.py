@@ -43,7 +43,7 @@ class OwnLabelStudio:
         shutil.copy(original / ".env", self._folder)
         with (
             closing(sqlite3.connect(original / "label_studio.sqlite3")) as source,
-            closing(sqlite3.connect(self._folder / "label_studio.sqlite3")) as target,
+            closing(sqlite3.connect(self.database)) as target,
         ):
             source.backup(target)
 
@@ -52,6 +52,11 @@ class OwnLabelStudio:
         self.connection.close()
         self.api_key = api_key
         self.connection = Connection(self.url, api_key)
+
+    @property
+    def database(self) -> Path:
+        """Its SQLite file."""
+        return self._folder / "label_studio.sqlite3"
 
     @property
     def pid(self) -> int:
@@ -88,17 +93,19 @@ class OwnLabelStudio:
 
 
 class FaultyProxy:
-    """Passes requests on to Label Studio, or fails them as `mode` says.
+    """Passes requests on to Label Studio or the backend, or fails them as `mode` says.
 
-    Modes: "pass"; "slow" (10 s late); "404", "429" and "500" (answered so, not passed on); "reset"
-    (connection cut before the request is passed on); "lost" (passed on, the answer is lost).
-    `only` limits the fault to paths that contain it; `faults` counts the failed requests.
+    Modes: "pass"; "slow" (10 s late); "401", "404", "429" and "500" (answered so, not passed on);
+    "reset" (connection cut before the request is passed on); "lost" (passed on, the answer is
+    lost); "twice" (passed on twice). `only` limits the fault to paths that contain it; `faults`
+    counts the failed requests, `late` those that were passed on late.
     """
 
     def __init__(self, target: str) -> None:
         self.mode = "pass"
         self.only = ""
         self.faults = 0
+        self.late = 0
         proxy = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -110,17 +117,23 @@ class FaultyProxy:
                 proxy.faults += mode != "pass"
                 if mode == "reset":
                     return self._cut()
-                if mode in {"404", "429", "500"}:
+                if mode in {"401", "404", "429", "500"}:
                     return self._answer(int(mode), {}, b"database is locked")
                 if mode == "slow":
                     time.sleep(10)
-                headers = {k: v for k, v in self.headers.items() if k.lower() not in HOP_HEADERS}
-                answer = httpx.request(
-                    self.command, target + self.path, content=body, headers=headers, timeout=120
-                )
+                answer = self._pass_on(body)
+                if mode == "twice":
+                    answer = self._pass_on(body)
+                proxy.late += mode == "slow"
                 if mode == "lost":
                     return self._cut()
                 return self._answer(answer.status_code, dict(answer.headers), answer.content)
+
+            def _pass_on(self, body: bytes) -> httpx.Response:
+                headers = {k: v for k, v in self.headers.items() if k.lower() not in HOP_HEADERS}
+                return httpx.request(
+                    self.command, target + self.path, content=body, headers=headers, timeout=120
+                )
 
             def _cut(self) -> None:
                 """Close with a reset instead of an orderly end."""
@@ -150,7 +163,7 @@ class FaultyProxy:
     @contextmanager
     def failing(self, mode: str, *, only: str = "") -> Iterator[None]:
         """Fail as `mode` says until the block ends."""
-        self.mode, self.only, self.faults = mode, only, 0
+        self.mode, self.only, self.faults, self.late = mode, only, 0, 0
         try:
             yield
         finally:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from fault_table import note_seen
 from installation import OwnBackend, wait_until
 from laboratory import Laboratory, new_laboratory
 from own_label_studio import OwnLabelStudio
@@ -21,6 +22,7 @@ pytestmark = [pytest.mark.label_studio, pytest.mark.faults]
 
 MOUNT, UMOUNT = (shutil.which(name) or name for name in ("mount", "umount"))
 DISK_BYTES = 64_000_000
+DEADLINE_S = 120
 
 
 @contextmanager
@@ -60,8 +62,11 @@ def laboratory_on(
     disk: Path, label_studio: OwnLabelStudio, own_backend: OwnBackend, source: Path
 ) -> Iterator[Laboratory]:
     backend = replace(own_backend, data_dir=disk)
-    with backend.running(CELLAI_RECONCILE_SECONDS="5", CELLAI_FEATURE_CACHE_GB="0.02"):
-        yield new_laboratory(label_studio, backend, source)
+    with (
+        backend.running(CELLAI_RECONCILE_SECONDS="5", CELLAI_FEATURE_CACHE_GB="0.02"),
+        new_laboratory(label_studio, backend, source) as laboratory,
+    ):
+        yield laboratory
 
 
 def problem(laboratory: Laboratory) -> str | None:
@@ -79,14 +84,18 @@ def problem(laboratory: Laboratory) -> str | None:
 def test_full_disk(
     label_studio: OwnLabelStudio, own_backend: OwnBackend, small_sample: Path, tmp_path: Path
 ) -> None:
+    """The disk of the data directory is full, until room is made."""
     with (
         small_disk(tmp_path / "disk") as disk,
         laboratory_on(disk, label_studio, own_backend, small_sample) as laboratory,
     ):
         filler = fill(disk)
         laboratory.annotate(5)
-        said = wait_until(lambda: problem(laboratory), deadline_s=30, what="503 of a full disk")
+        said = wait_until(
+            lambda: problem(laboratory), deadline_s=DEADLINE_S, what="503 of a full disk"
+        )
         assert "is full" in said
+        note_seen("/ready: is full")
         filler.unlink()
         laboratory.check()
 
@@ -94,16 +103,18 @@ def test_full_disk(
 def test_disk_that_becomes_read_only(
     label_studio: OwnLabelStudio, own_backend: OwnBackend, small_sample: Path, tmp_path: Path
 ) -> None:
+    """The data directory becomes read-only, until it is mounted anew."""
     with (
         small_disk(tmp_path / "disk") as disk,
         laboratory_on(disk, label_studio, own_backend, small_sample) as laboratory,
     ):
         laboratory.check()
         # Files that are open for writing keep a disk from being made read-only.
-        wait_until(lambda: made_read_only(disk), deadline_s=30, what="read-only disk")
+        wait_until(lambda: made_read_only(disk), deadline_s=DEADLINE_S, what="read-only disk")
         laboratory.annotate(5)
-        said = wait_until(lambda: problem(laboratory), deadline_s=30, what="503 of a disk")
+        said = wait_until(lambda: problem(laboratory), deadline_s=DEADLINE_S, what="503 of a disk")
         assert "cannot be written" in said
+        note_seen("/ready: cannot be written")
         remounted(disk, "rw")
         laboratory.check()
 
