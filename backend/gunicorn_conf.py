@@ -14,7 +14,7 @@ import time
 from filelock import FileLock, Timeout
 
 from backend.logs import logging_config
-from backend.runner_record import STARTING, write_state, write_trouble
+from backend.runner_record import STARTING, read_trouble, write_state, write_trouble
 from backend.settings import Settings, read_settings
 
 _settings = read_settings()
@@ -70,7 +70,7 @@ def _run_job_runners(settings: Settings) -> None:
             code = runner.wait()
             _log.warning("the job runner ended with code %d; it starts again", code)
             short_lives = short_lives + 1 if time.monotonic() - began < SHORT_LIFE_SECONDS else 0
-            if short_lives >= MOST_SHORT_LIVES:
+            if short_lives >= MOST_SHORT_LIVES and not read_trouble(settings.data_dir):
                 write_trouble(
                     settings.data_dir,
                     f"The job runner ended {short_lives} times in a row, the last time with code"

@@ -256,7 +256,9 @@ def main() -> None:
         _log.info("another job runner holds %s", settings.data_dir)
     except CellAIError as error:
         sys.exit(_print(error))
-    except OSError as error:  # a full or read-only disk
+    except (OSError, MemoryError, RuntimeError) as error:  # a full disk, too little memory
+        if not (isinstance(error, OSError) or is_out_of_memory(error)):
+            raise
         sys.exit(f"The job runner cannot start: {error}")
 
 
@@ -277,6 +279,10 @@ def _work(settings: Settings) -> None:
         _log.error("%s", error)
         write_state(settings.data_dir, str(error))
         raise SystemExit(error.exit_code) from error
+    except (OSError, MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            write_trouble(settings.data_dir, OUT_OF_MEMORY)
+        raise
     describe_runner(features.trunk.trunk_id).write(settings.data_dir)
     write_state(settings.data_dir, READY)
     worker = Worker(settings, features)

@@ -9,11 +9,10 @@ import inspect
 import os
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -32,6 +31,7 @@ class Row:
     notes: list[str] = field(default_factory=list)
 
 
+_BEGAN = time.monotonic()
 _current = Row()
 
 
@@ -58,7 +58,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Iterator[None]:
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Attach the row to the report of the test's call."""
     report = yield
     if report.when == "call" and Path(__file__).parent in item.path.parents:
@@ -81,7 +83,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     table = [*HEADER, *rows]
     terminalreporter.write_line("\n".join(table))
     if "FAULT_TABLE" in os.environ:
-        seconds = time.time() - terminalreporter._sessionstarttime
+        seconds = time.monotonic() - _BEGAN
         _insert(Path(os.environ["FAULT_TABLE"]), [_origin(len(rows), seconds), "", *table])
 
 

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import httpx
 from fault_table import note_check
 from installation import OwnBackend, annotate, wait_until
 from own_label_studio import OwnLabelStudio
 from queue_watch import QueueWatch
 
+from converters.backend_checks import check_backend
 from converters.backend_client import BackendClient
+from converters.check import Verdict
 from converters.errors import UnreachableError
 from converters.label_studio import Connection
 
@@ -99,6 +102,25 @@ class Laboratory:
             )
         finally:
             client.close()
+
+    def problem(self) -> str | None:
+        """What /ready and /health say is wrong, None while all is well."""
+        address = self.backend.address
+        ready = httpx.get(f"{address.url}/ready", auth=(address.user, address.password))
+        health = httpx.get(f"{address.url}/health")
+        assert health.status_code == 200
+        if ready.status_code != 503 or not health.json()["problem"]:
+            return None
+        return str(ready.json()["state"])
+
+    def diagnosed(self) -> list[str]:
+        """The problems that `cellai doctor` finds at the backend."""
+        client = BackendClient(self.backend.address)
+        try:
+            checks = list(check_backend(client.diagnosis()))
+        finally:
+            client.close()
+        return [check.finding for check in checks if check.verdict is Verdict.PROBLEM]
 
     def check(self) -> None:
         """No label missing, no doubled prediction, and no moment with a half-sorted queue."""

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import httpx
 import pytest
 from fault_table import note_seen
 from installation import OwnBackend, wait_until
@@ -69,18 +68,6 @@ def laboratory_on(
         yield laboratory
 
 
-def problem(laboratory: Laboratory) -> str | None:
-    """What /ready and /health say is wrong, None while all is well."""
-    address = laboratory.backend.address
-    ready = httpx.get(f"{address.url}/ready", auth=(address.user, address.password))
-    health = httpx.get(f"{address.url}/health")
-    assert health.status_code == 200
-    if ready.status_code != 503:
-        return None
-    assert health.json()["problem"]
-    return str(ready.json()["state"])
-
-
 def test_full_disk(
     label_studio: OwnLabelStudio, own_backend: OwnBackend, small_sample: Path, tmp_path: Path
 ) -> None:
@@ -91,9 +78,7 @@ def test_full_disk(
     ):
         filler = fill(disk)
         laboratory.annotate(5)
-        said = wait_until(
-            lambda: problem(laboratory), deadline_s=DEADLINE_S, what="503 of a full disk"
-        )
+        said = wait_until(laboratory.problem, deadline_s=DEADLINE_S, what="503 of a full disk")
         assert "is full" in said
         note_seen("/ready: is full")
         filler.unlink()
@@ -112,9 +97,10 @@ def test_disk_that_becomes_read_only(
         # Files that are open for writing keep a disk from being made read-only.
         wait_until(lambda: made_read_only(disk), deadline_s=DEADLINE_S, what="read-only disk")
         laboratory.annotate(5)
-        said = wait_until(lambda: problem(laboratory), deadline_s=DEADLINE_S, what="503 of a disk")
+        said = wait_until(laboratory.problem, deadline_s=DEADLINE_S, what="503 of a disk")
         assert "cannot be written" in said
-        note_seen("/ready: cannot be written")
+        assert f"{disk} cannot be written." in laboratory.diagnosed()
+        note_seen("/ready and doctor: cannot be written")
         remounted(disk, "rw")
         laboratory.check()
 
