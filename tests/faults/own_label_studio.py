@@ -6,12 +6,12 @@ import socket
 import sqlite3
 import struct
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import httpx
 from installation import Installation, free_port, wait_until
@@ -97,7 +97,8 @@ class FaultyProxy:
 
     Modes: "pass"; "slow" (10 s late); "401", "404", "429" and "500" (answered so, not passed on);
     "reset" (connection cut before the request is passed on); "lost" (passed on, the answer is
-    lost); "twice" (passed on twice). `only` limits the fault to paths that contain it; `faults`
+    lost); "twice" (passed on twice); "held" (passed on one after the other once `release` is
+    called). `only` limits the fault to paths that contain it; `faults`
     counts the failed requests, `late` those that were passed on late.
     """
 
@@ -106,6 +107,8 @@ class FaultyProxy:
         self.only = ""
         self.faults = 0
         self.late = 0
+        self._turn = threading.Condition()
+        self._served = 0  # number of the held request whose turn it is; 0 before the release
         proxy = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -121,13 +124,19 @@ class FaultyProxy:
                     return self._answer(int(mode), {}, b"database is locked")
                 if mode == "slow":
                     time.sleep(10)
+                if mode == "held":
+                    with proxy.in_turn(proxy.faults):
+                        return self._answer_from(self._pass_on(body))
                 answer = self._pass_on(body)
                 if mode == "twice":
                     answer = self._pass_on(body)
                 proxy.late += mode == "slow"
                 if mode == "lost":
                     return self._cut()
-                return self._answer(answer.status_code, dict(answer.headers), answer.content)
+                return self._answer_from(answer)
+
+            def _answer_from(self, answer: httpx.Response) -> None:
+                self._answer(answer.status_code, dict(answer.headers), answer.content)
 
             def _pass_on(self, body: bytes) -> httpx.Response:
                 headers = {k: v for k, v in self.headers.items() if k.lower() not in HOP_HEADERS}
@@ -158,12 +167,30 @@ class FaultyProxy:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
-        Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    @contextmanager
+    def in_turn(self, number: int) -> Iterator[None]:
+        """Waits until the held requests before this one were passed on."""
+        with self._turn:
+            self._turn.wait_for(lambda: self._served == number)
+        try:
+            yield
+        finally:
+            with self._turn:
+                self._served += 1
+                self._turn.notify_all()
+
+    def release(self) -> None:
+        """Pass on what is held."""
+        with self._turn:
+            self._served = 1
+            self._turn.notify_all()
 
     @contextmanager
     def failing(self, mode: str, *, only: str = "") -> Iterator[None]:
         """Fail as `mode` says until the block ends."""
-        self.mode, self.only, self.faults, self.late = mode, only, 0, 0
+        self.mode, self.only, self.faults, self.late, self._served = mode, only, 0, 0, 0
         try:
             yield
         finally:

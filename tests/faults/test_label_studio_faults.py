@@ -114,11 +114,12 @@ def test_import_that_a_killed_job_runner_left_on_its_way(
     laboratory: Laboratory, proxy: FaultyProxy
 ) -> None:
     """kill -9 of the job runner while a slow Label Studio still has its import before it."""
-    with proxy.failing("slow", only="import/predictions"):
+    with proxy.failing("held", only="import/predictions"):
         laboratory.annotate(2)
-        wait_until(lambda: proxy.faults > 0, deadline_s=FAULT_DEADLINE_S, what="import on its way")
+        wait_until(lambda: proxy.faults == 1, deadline_s=FAULT_DEADLINE_S, what="import")
         os.kill(job_runner(laboratory), signal.SIGKILL)
-        wait_until(lambda: proxy.late > 1, deadline_s=FAULT_DEADLINE_S, what="two late imports")
+        wait_until(lambda: proxy.faults == 2, deadline_s=FAULT_DEADLINE_S, what="second import")
+        proxy.release()
     laboratory.check()
 
 
