@@ -18,7 +18,7 @@ from queue_watch import QueueWatch
 from converters.backend_checks import check_backend
 from converters.backend_client import BackendClient
 from converters.check import Verdict
-from converters.errors import UnreachableError
+from converters.errors import CellAIError, UnreachableError
 from converters.label_studio import Connection
 
 SETTLED_DEADLINE_S = 400
@@ -88,9 +88,12 @@ class Laboratory:
         client = BackendClient(self.backend.address)
 
         def settled() -> str | None:
-            if not client.is_ready():
+            try:
+                if not client.is_ready():
+                    return None
+                state = client.queue_state(self.project_id)
+            except CellAIError:  # killed between the two, or a file of it is being mended
                 return None
-            state = client.queue_state(self.project_id)
             is_done = state.is_sorted and state.n_labels == len(self.submitted)
             return state.model_version if is_done else None
 

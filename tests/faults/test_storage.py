@@ -1,6 +1,7 @@
-"""A data directory that is full or read-only: said clearly, nothing lost, back when it is mended.
+"""A data directory that is full, read-only or damaged: said clearly, nothing lost, back again.
 
-Needs to mount a small tmpfs, so it runs as root on Linux; elsewhere it skips and says so.
+The first two need to mount a small tmpfs, so they run as root on Linux; elsewhere they skip and
+say so.
 """
 
 import contextlib
@@ -12,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fault_table import note_seen
+from fault_table import note_seen, note_times
 from installation import OwnBackend, wait_until
 from laboratory import Laboratory, new_laboratory
 from own_label_studio import OwnLabelStudio
@@ -111,3 +112,21 @@ def made_read_only(disk: Path) -> bool:
     except subprocess.CalledProcessError:
         return False
     return True
+
+
+def test_files_that_are_overwritten(
+    label_studio: OwnLabelStudio, own_backend: OwnBackend, small_sample: Path, tmp_path: Path
+) -> None:
+    """Job store, feature cache, head and manifest of the serving version are overwritten."""
+    folder = tmp_path / "damaged"
+    with laboratory_on(folder, label_studio, own_backend, small_sample) as laboratory:
+        for pattern in ("jobs.sqlite", "features/*/features.sqlite", "head", "manifest"):
+            serving = f"models/{laboratory.project_id}/{laboratory.settle()}"
+            wanted = pattern if "sqlite" in pattern else f"{serving}/{pattern}.*"
+            (path,) = folder.glob(wanted)
+            path.write_bytes(b"not what it was " * 1000)
+            laboratory.annotate(1)
+            laboratory.check()
+        assert (folder / "jobs.sqlite.damaged").exists()
+        assert len(list(folder.glob("models/*/.damaged-*"))) == 2
+        note_times(4)
