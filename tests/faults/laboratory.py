@@ -179,6 +179,7 @@ def new_laboratory(
     laboratory = Laboratory(label_studio, backend, project_id, truth, [], watch)
     try:
         laboratory.settle()
+        watch.start()
         laboratory.annotate(10)
         laboratory.check()
         yield laboratory

@@ -38,6 +38,9 @@ class QueueWatch:
         self._looks = 0
         self._broken: list[str] = []
         self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def start(self) -> None:
+        """Look from now on; before the first version the queue is in no order."""
         self._thread.start()
 
     def take(self) -> int:
@@ -50,7 +53,8 @@ class QueueWatch:
     def stop(self) -> None:
         """Look no more."""
         self._over.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def _run(self) -> None:
         while not self._over.wait(INTERVAL_S):
