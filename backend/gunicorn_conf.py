@@ -6,6 +6,7 @@ is killed.
 """
 
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -66,7 +67,8 @@ def _run_job_runners(settings: Settings) -> None:
         short_lives = 0
         while True:
             began = time.monotonic()
-            runner = subprocess.Popen([sys.executable, "-m", "backend.worker"])
+            command = [sys.executable, "-m", "backend.worker", str(os.getpid())]
+            runner = subprocess.Popen(command)
             code = runner.wait()
             _log.warning("the job runner ended with code %d; it starts again", code)
             short_lives = short_lives + 1 if time.monotonic() - began < SHORT_LIFE_SECONDS else 0

@@ -232,20 +232,24 @@ class Worker:
         return []
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(parent: int) -> None:
     """Leave at once when the web process that started this one is gone.
 
     Every step of a job may be cut off anywhere, so nothing needs to be put in order first.
     """
-    parent = os.getppid()
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
 
 
 def main() -> None:
-    """Entry point of `python -m backend.worker`; settings come from the environment."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    """Entry point of `python -m backend.worker PARENT`; settings come from the environment.
+
+    PARENT is the web process. It may be gone by the time this module is imported, so it cannot be
+    asked for here.
+    """
+    parent = int(sys.argv[1])
+    threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
     try:
         settings = read_settings()
         configure_logging(settings)
