@@ -32,29 +32,30 @@ class Row:
 
 
 _BEGAN = time.monotonic()
-_current = Row()
+_rows = [Row()]  # of the tests so far; the last one is the running test's
 
 
 def note_check(*, n_labels: int, n_tasks: int, looks: int, back_s: float) -> None:
     """Everything held: labels in the version, sorted tasks, looks at the queue meanwhile."""
-    _current.seen = f"{n_labels} labels, {n_tasks} tasks"
-    _current.looks += looks
-    _current.back_s = max(_current.back_s, back_s)
+    row = _rows[-1]
+    row.seen = f"{n_labels} labels, {n_tasks} tasks"
+    row.looks += looks
+    row.back_s = max(row.back_s, back_s)
 
 
 def note_times(times: int) -> None:
     """How often the test injected its fault, if not once."""
-    _current.times = times
+    _rows[-1].times = times
 
 
 def note_seen(what: str) -> None:
     """Something else that was seen, such as what the backend said."""
-    _current.notes.append(what)
+    _rows[-1].notes.append(what)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """A new test begins a new row."""
-    _current.__init__()  # type: ignore[misc]  # the row is read by the functions above
+    _rows.append(Row())
 
 
 @pytest.hookimpl(wrapper=True)
@@ -88,13 +89,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def _line(item: pytest.Item, report: pytest.TestReport) -> str:
+    row = _rows[-1]
     if report.passed:
-        watched = f", queue watched {_current.looks} times" if _current.looks else ""
-        seen = "; ".join([_current.seen + watched, *_current.notes])
-        back = f"{_current.back_s:.0f} s"
+        watched = f", queue watched {row.looks} times" if row.looks else ""
+        seen = "; ".join(filter(None, [row.seen + watched, *row.notes]))
+        back = f"{row.back_s:.0f} s" if row.seen else ""
     else:
         seen, back = f"**{report.outcome}**", ""
-    return f"| {_injected(item)} | {_current.times} | {seen} | {back} |"
+    return f"| {_injected(item)} | {row.times} | {seen} | {back} |"
 
 
 def _injected(item: pytest.Item) -> str:

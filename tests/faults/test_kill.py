@@ -72,6 +72,7 @@ def test_label_studio_killed(laboratory: Laboratory, fault_file: Path, point: st
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(1200)  # each kill costs two starts of torch
 def test_web_process_killed_at_every_step_of_the_job_runner(
     laboratory: Laboratory, fault_file: Path
 ) -> None:
