@@ -53,8 +53,9 @@ def note_seen(what: str) -> None:
     _rows[-1].notes.append(what)
 
 
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """A new test begins a new row."""
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> None:
+    """A new test begins a new row; what its fixtures saw before is no part of it."""
     _rows.append(Row())
 
 
