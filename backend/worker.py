@@ -6,6 +6,7 @@ Priority: due jobs, then cards, then the sweep of old predictions; the latter tw
 small steps so that a new label never waits for them.
 """
 
+import contextlib
 import json
 import logging
 import math
@@ -88,6 +89,7 @@ class Worker:
                 if isinstance(error, sqlite3.Error) and is_damage(error):
                     raise
                 _log.error("%s", self._unusable(error))
+                self._report(error)
                 was_cut_off = True
                 time.sleep(RETRY_SECONDS)
 
@@ -169,6 +171,15 @@ class Worker:
             return "Internal error; see the log."
         _log.warning("project %d: %s", project.id, told)
         return told
+
+    def _report(self, error: OSError | sqlite3.Error) -> None:
+        """Let /health say what keeps this process from all work, without the folder's name."""
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        trouble = f"The job runner cannot use its files ({reason}). It tries again by itself."
+        with contextlib.suppress(OSError):  # the disk may be what is full
+            write_trouble(
+                self._settings.data_dir, OUT_OF_MEMORY if is_out_of_memory(error) else trouble
+            )
 
     def _unusable(self, error: OSError | sqlite3.Error) -> str:
         return f"The data directory {self._settings.data_dir} cannot be used: {error}"
