@@ -3,7 +3,6 @@
 import os
 import signal
 import sqlite3
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -320,15 +319,15 @@ def test_eight_annotators_as_fast_as_they_can(
     with new_laboratory(label_studio, laboratory.backend, source) as crowd:
         waiting = [task for task in crowd.truth if task not in crowd.submitted]
         chosen = waiting[: CROWD_LABELS - len(crowd.submitted)]
+
+        def label(share: list[int]) -> None:
+            own = Connection(label_studio.url, label_studio.api_key)
+            for task_id in share:
+                annotate(own, task_id, crowd.truth[task_id])
+            own.close()
+
         with ThreadPoolExecutor(ANNOTATORS) as annotators:
-            own = threading.local()
-
-            def submit(task_id: int) -> None:
-                if not hasattr(own, "connection"):
-                    own.connection = Connection(label_studio.url, label_studio.api_key)
-                annotate(own.connection, task_id, crowd.truth[task_id])
-
-            list(annotators.map(submit, chosen))
+            list(annotators.map(label, (chosen[i::ANNOTATORS] for i in range(ANNOTATORS))))
         crowd.submitted.extend(chosen)
         assert len(crowd.submitted) == CROWD_LABELS
         note_times(CROWD_LABELS)
