@@ -30,8 +30,8 @@ demo: setup ## start everything on generated cells; Ctrl+C stops it
 test: setup lint ## lint, type check and all tests, a real Label Studio included
 	$(BIN)/pytest $(ARGS)
 
-test-faults: setup ## the long tests: kills, a failing Label Studio, full disks, fuzzing
-	$(BIN)/pytest -m faults $(ARGS)
+test-faults: setup ## the long tests: kills, a failing Label Studio, full disks, fuzzing; writes the table of docs/reliability.md
+	$(if $(ARGS),,FAULT_TABLE=docs/reliability.md) $(BIN)/pytest -m faults $(ARGS)
 
 test-soak: setup ## half an hour of labelling, SOAK_MINUTES=N for less
 	$(BIN)/pytest -m soak $(ARGS)

@@ -10,7 +10,7 @@ import psutil
 
 from backend.jobs import Job, JobStore
 from backend.label_studio import LabelStudioClient
-from backend.runner_record import read_runner, read_state
+from backend.runner_record import read_runner, read_state, read_trouble
 from backend.settings import Settings
 from converters.errors import LabelStudioError
 
@@ -29,6 +29,7 @@ def diagnose(settings: Settings, store: JobStore) -> dict[str, Any]:
         },
         "runner": {
             "state": read_state(settings.data_dir),
+            "trouble": read_trouble(settings.data_dir),
             "is_alive": runner is not None and runner.is_alive,
             "device": runner.device if runner else None,
             "precision": runner.precision if runner else None,

@@ -22,6 +22,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from backend.features import Extracted, Trunk
+from backend.sqlite_damage import is_damage
 
 FloatArray = NDArray[np.float32]
 HalfArray = NDArray[np.float16]
@@ -175,6 +176,8 @@ class _Database:
         try:
             self._create()
         except sqlite3.DatabaseError as error:
+            if not is_damage(error):
+                raise
             self._replace_damaged(error)
 
     @contextmanager
@@ -186,17 +189,26 @@ class _Database:
         try:
             with closing(self._connect()) as connection:
                 yield connection
-        except sqlite3.OperationalError:
-            raise
         except sqlite3.DatabaseError as error:
+            if not is_damage(error):
+                raise
             self._replace_damaged(error)
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """A connection to write with; one writer at a time, all or nothing."""
-        with self._lock, closing(self._connect()) as connection, connection:
-            connection.execute("BEGIN IMMEDIATE")
-            yield connection
+        """A connection to write with; one writer at a time, all or nothing.
+
+        Raises:
+            sqlite3.DatabaseError: among others, the file is damaged; the next try has a new one.
+        """
+        try:
+            with self._lock, closing(self._connect()) as connection, connection:
+                connection.execute("BEGIN IMMEDIATE")
+                yield connection
+        except sqlite3.DatabaseError as error:
+            if is_damage(error):
+                self._replace_damaged(error)
+            raise
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self._path, timeout=_LOCK_TIMEOUT_S, isolation_level=None)

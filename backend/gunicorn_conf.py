@@ -6,6 +6,7 @@ is killed.
 """
 
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -14,7 +15,7 @@ import time
 from filelock import FileLock, Timeout
 
 from backend.logs import logging_config
-from backend.runner_record import STARTING, write_state
+from backend.runner_record import STARTING, read_trouble, write_state, write_trouble
 from backend.settings import Settings, read_settings
 
 _settings = read_settings()
@@ -31,6 +32,9 @@ logconfig_dict = logging_config(_settings)
 accesslog = None
 control_socket_disable = True  # all instances of an account would share one path
 RESTART_SECONDS = 2.0
+# A job runner that lives shorter than this, several times in a row, is ill and not unlucky.
+SHORT_LIFE_SECONDS = 60.0
+MOST_SHORT_LIVES = 3
 
 
 def post_worker_init(_worker: object) -> None:
@@ -60,8 +64,18 @@ def _run_job_runners(settings: Settings) -> None:
         )
     with lock:
         write_state(settings.data_dir, STARTING)  # the last run's word no longer holds
+        short_lives = 0
         while True:
-            runner = subprocess.Popen([sys.executable, "-m", "backend.worker"])
+            began = time.monotonic()
+            command = [sys.executable, "-m", "backend.worker", str(os.getpid())]
+            runner = subprocess.Popen(command)
             code = runner.wait()
             _log.warning("the job runner ended with code %d; it starts again", code)
+            short_lives = short_lives + 1 if time.monotonic() - began < SHORT_LIFE_SECONDS else 0
+            if short_lives >= MOST_SHORT_LIVES and not read_trouble(settings.data_dir):
+                write_trouble(
+                    settings.data_dir,
+                    f"The job runner ended {short_lives} times in a row, the last time with code"
+                    f" {code}. It starts again by itself; its log says more.",
+                )
             time.sleep(RESTART_SECONDS)

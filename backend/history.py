@@ -16,7 +16,7 @@ import numpy as np
 
 from backend.images import DISPLAY_KEYS
 from backend.pool import Pool
-from backend.registry import Version
+from backend.registry import Version, age_order
 from backend.rescoring import Rescored
 from backend.training_set import Snapshot
 from converters.durable import replacing
@@ -102,7 +102,7 @@ class History:
         }
         for version in versions:
             found.setdefault(version.version, _without_pool(version))
-        return sorted(found.values(), key=lambda record: (record.created_at, record.version))
+        return sorted(found.values(), key=lambda record: age_order(record.version))
 
 
 def summarise(snapshot: Snapshot, pool: Pool, rescored: Rescored) -> VersionRecord:

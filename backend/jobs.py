@@ -2,15 +2,23 @@
 
 Web requests write marks, the one job runner reads them. A mark is a row in SQLite, so a
 burst of webhooks coalesces into one row and survives a crash of either side.
+
+A file that the disk damaged is set aside as `jobs.sqlite.damaged` and begun anew: what matters
+in it can be found out again, from Label Studio and from the stored versions.
 """
 
 import json
+import logging
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from filelock import FileLock
+
+from backend.sqlite_damage import is_damage
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS projects (
@@ -42,6 +50,9 @@ CREATE INDEX IF NOT EXISTS jobs_by_project ON jobs (project_id, id);
 
 TASKS_PER_LABEL = 500
 RETRY_SECONDS = 15.0  # between a failed job and its next try
+BUSY_SECONDS = 30.0  # that a writer waits for another
+
+_log = logging.getLogger(__name__)
 
 # Columns that came after version 0.1.0; an older file gets them when it is opened.
 ADDED_COLUMNS = (
@@ -125,6 +136,12 @@ class JobStore:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
+        with FileLock(f"{path}.lock", timeout=BUSY_SECONDS):
+            if problem := _damage(path):
+                _set_aside(path, problem)
+            self._create()
+
+    def _create(self) -> None:
         with self._transaction() as connection:
             connection.execute("PRAGMA journal_mode=WAL")
             connection.executescript(SCHEMA)
@@ -344,13 +361,32 @@ class JobStore:
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         """A short-lived connection: SQLite connections may not cross threads."""
-        connection = sqlite3.connect(self._path, timeout=30)
+        connection = sqlite3.connect(self._path, timeout=BUSY_SECONDS)
         connection.row_factory = sqlite3.Row
         try:
             with connection:
                 yield connection
         finally:
             connection.close()
+
+
+def _damage(path: Path) -> str:
+    """What is wrong with the file, '' when nothing is."""
+    try:
+        with closing(sqlite3.connect(path, timeout=BUSY_SECONDS)) as connection:
+            (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    except sqlite3.DatabaseError as error:
+        if not is_damage(error):
+            raise
+        return str(error)
+    return "" if found == "ok" else str(found)
+
+
+def _set_aside(path: Path, problem: str) -> None:
+    _log.error("%s is damaged (%s); it is set aside and begun anew.", path, problem)
+    path.replace(f"{path}.damaged")
+    for suffix in ("-wal", "-shm"):
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
 
 
 def _project(row: sqlite3.Row) -> Project:

@@ -5,7 +5,8 @@
 
 A version appears by one rename of a complete, fsynced folder, so a reader sees all of it
 or nothing; the manifest holds the tensors' checksum and its own. They tell damage and mix-ups, not
-a forger: who may write into the folder may write checksums, too. Nothing in it can run code.
+a forger: who may write into the folder may write checksums, too. A damaged version is passed over,
+and set aside as `.damaged-<version>` by the job runner. Nothing in the folder can run code.
 """
 
 import hashlib
@@ -29,7 +30,7 @@ FORMAT = 1
 TENSORS = "head.safetensors"
 MANIFEST = "manifest.json"
 CHECKSUM = "manifest_sha256"
-# A head has one row of weights per class; 100 MB are thousands of classes.
+# A head of a thousand classes takes two megabytes: what is larger is no head.
 MAX_TENSORS_BYTES = 2**30
 MAX_MANIFEST_BYTES = 2**24
 
@@ -95,8 +96,10 @@ class Registry:
             manifest[CHECKSUM] = _checksum(manifest)
             (staging / MANIFEST).write_text(json.dumps(manifest, indent=1))
             sync(staging / MANIFEST)
+            sync(staging)
             staging.rename(target)
-            sync(project)
+            for folder in (project, self._folder, self._folder.parent):
+                sync(folder)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         return self.get(version.project_id, version.version)
@@ -104,15 +107,45 @@ class Registry:
     def versions(self, project_id: int) -> list[Version]:
         """The project's versions, oldest first; folders that are no version are passed over.
 
-        A damaged one must not keep the others from being used: it goes into the log.
+        By number and not by date: the clock may have been set back between two versions.
         """
         found = []
-        for manifest in (self._folder / str(project_id)).glob(f"[!.]*/{MANIFEST}"):
+        for folder in self._version_folders(project_id):
             try:
-                found.append(self.get(project_id, manifest.parent.name))
+                found.append(self.get(project_id, folder.name))
+            except ModelNotFoundError:
+                continue  # pruned by another process, or not ours
             except ModelCorruptError as error:
-                _log.error("%s", error)
-        return sorted(found, key=lambda version: (version.created_at, version.version))
+                _log.warning("%s", error)
+        return sorted(found, key=lambda version: age_order(version.version))
+
+    def project_ids(self) -> list[int]:
+        """Projects that have a folder."""
+        return sorted(int(f.name) for f in self._folder.glob("*") if f.name.isdigit())
+
+    def set_aside_damaged(self, project_id: int) -> list[str]:
+        """Put versions that do not match their checksums out of the way of a new training.
+
+        For the job runner alone, which is the only one that writes versions.
+
+        Returns:
+            The versions that were set aside.
+        """
+        damaged = []
+        for folder in self._version_folders(project_id):
+            try:
+                version = self.get(project_id, folder.name)
+                if not version.is_cold_start:
+                    self.tensors(version)
+            except ModelNotFoundError:
+                continue
+            except ModelCorruptError as error:
+                _log.error("%s It is set aside and trained anew.", error.message)
+                aside = folder.with_name(f".damaged-{folder.name}")
+                shutil.rmtree(aside, ignore_errors=True)
+                folder.rename(aside)
+                damaged.append(folder.name)
+        return damaged
 
     def get(self, project_id: int, version: str) -> Version:
         """Read one manifest.
@@ -177,6 +210,14 @@ class Registry:
         for version in deleted:
             shutil.rmtree(self._folder / str(project_id) / version)
         return deleted
+
+    def _version_folders(self, project_id: int) -> list[Path]:
+        return [f for f in (self._folder / str(project_id)).glob("[!.]*") if f.is_dir()]
+
+
+def age_order(name: str) -> tuple[int, str]:
+    """Sorts names such as cellai-0009 and cellai-10000 by their number."""
+    return len(name), name
 
 
 def _checksum(manifest: dict[str, object]) -> str:

@@ -134,6 +134,9 @@ def publish(
             if task.id not in present
         ],
     )
+    # A slow Label Studio may have carried out an import of a run that was killed meanwhile.
+    if client.model_versions(snapshot.project_id).get(name) != len(pool.tasks):
+        _tasks_with(client, snapshot.project_id, name)
     if snapshot.model_version != name:
         client.set_model_version(snapshot.project_id, name)
 

@@ -71,6 +71,7 @@ class Retraining:
             self._store.progress(job_id, stage)
 
         on_stage("reading labels")
+        self._registry.set_aside_damaged(project.id)
         parameters = self._settings.parameters(project.extra_params)
         snapshot = self._snapshots.read(project.id)
         digest = snapshot.digest(
@@ -175,9 +176,11 @@ class Retraining:
         )
 
     def _version_to_serve(self, project: Project, version: Version) -> Version:
-        if version.promoted or project.serving_version is None:
+        """The new version, unless it is worse than the serving one and that one still exists."""
+        if version.promoted:
             return version
-        return self._registry.get(project.id, project.serving_version)
+        stored = {v.version: v for v in self._registry.versions(project.id)}
+        return stored.get(project.serving_version or "", version)
 
     def _train(
         self,

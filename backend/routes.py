@@ -28,7 +28,7 @@ from backend.logs import add_context, start_context
 from backend.model import CellClassifier
 from backend.operator_routes import install_operator_routes
 from backend.request_body import json_object
-from backend.runner_record import READY, STARTING, read_state
+from backend.runner_record import READY, STARTING, read_state, read_trouble
 from backend.service import Service
 from converters.errors import CellAIError
 
@@ -98,18 +98,21 @@ def install_routes(app: Flask, service: Service) -> None:
 
 
 def health(service: Service) -> Response:
-    """Liveness: the process answers, and says whether it can store anything."""
-    problem = "The data directory cannot be written." if storage_problem(service.settings) else ""
+    """Liveness: the process answers, and says whether anything can be stored and trained."""
+    full = "The data directory cannot be written." if storage_problem(service.settings) else ""
+    problem = full or read_trouble(service.settings.data_dir)
     return jsonify({"status": "UP", "problem": problem})
 
 
 def ready(service: Service) -> tuple[Response, int]:
-    """Readiness: weights are loaded, Label Studio answers, the disk has room; 503 until then."""
-    state = read_state(service.settings.data_dir)
+    """Readiness: weights are loaded, Label Studio answers, memory and disk suffice; else 503."""
+    settings = service.settings
+    state = read_state(settings.data_dir)
     failed = state not in {READY, STARTING}
+    if not failed:
+        state = storage_problem(settings) or read_trouble(settings.data_dir) or state
     if state == READY:
-        settings = service.settings
-        state = storage_problem(settings) or label_studio_problem(settings) or READY
+        state = label_studio_problem(settings) or READY
     body = {"ready": state == READY, "failed": failed, "state": state}
     return jsonify(body), 200 if state == READY else 503
 

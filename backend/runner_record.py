@@ -11,6 +11,7 @@ from converters.durable import replacing
 
 FILE_NAME = "worker.json"
 STATE_NAME = "worker.state"
+TROUBLE_NAME = "worker.trouble"
 STARTING = "loading the model"
 READY = "ready"
 
@@ -46,9 +47,11 @@ class RunnerRecord:
 
 
 def read_runner(data_dir: Path) -> RunnerRecord | None:
-    """The last job runner that had its model; None before the first."""
-    path = data_dir / FILE_NAME
-    return RunnerRecord(**json.loads(path.read_text())) if path.exists() else None
+    """The last job runner that had its model; None before the first, or if the file is damaged."""
+    try:
+        return RunnerRecord(**json.loads((data_dir / FILE_NAME).read_bytes()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
 
 
 def describe_runner(trunk_id: str) -> RunnerRecord:
@@ -77,3 +80,19 @@ def write_state(data_dir: Path, state: str) -> None:
     """Record the state for `read_state` in other processes."""
     with replacing(data_dir / STATE_NAME) as path:
         path.write_text(state)
+
+
+def read_trouble(data_dir: Path) -> str:
+    """What keeps the job runner from its work, in a sentence; '' when nothing does."""
+    path = data_dir / TROUBLE_NAME
+    return path.read_text() if path.exists() else ""
+
+
+def write_trouble(data_dir: Path, trouble: str) -> None:
+    """Record a trouble for `read_trouble` in other processes, or with '' that it is over."""
+    path = data_dir / TROUBLE_NAME
+    if not trouble:
+        path.unlink(missing_ok=True)
+    elif trouble != read_trouble(data_dir):
+        with replacing(path) as temporary:
+            temporary.write_text(trouble)

@@ -6,6 +6,8 @@ Priority: due jobs, then cards, then the sweep of old predictions; the latter tw
 small steps so that a new label never waits for them.
 """
 
+import contextlib
+import json
 import logging
 import math
 import os
@@ -23,12 +25,14 @@ from backend.errors import BackendError
 from backend.jobs import RETRY_SECONDS, JobStore, Project
 from backend.label_studio import LabelStudioClient
 from backend.logs import configure_logging, log_context
+from backend.memory import OUT_OF_MEMORY, is_out_of_memory
 from backend.pool import FeatureReader, load_feature_reader
 from backend.registry import Registry
 from backend.rescoring import outdated_predictions
 from backend.retraining import Retraining
-from backend.runner_record import READY, STARTING, describe_runner, write_state
+from backend.runner_record import READY, STARTING, describe_runner, write_state, write_trouble
 from backend.settings import Settings, read_settings
+from backend.sqlite_damage import is_damage
 from converters.errors import CellAIError, ProjectNotFoundError
 
 POLL_SECONDS = 0.2
@@ -59,6 +63,7 @@ class Worker:
         self._cards = CardRefresh(settings, client=self._client, features=features)
         self._outdated: list[int] = []
         self._swept_for: dict[int, str | None] = {}
+        self._sweep_not_before = -math.inf
         self._reconciled_at = -math.inf
         self._stopping = False
 
@@ -67,22 +72,42 @@ class Worker:
         self._stopping = True
 
     def run(self) -> None:
-        """Work until stopped."""
+        """Work until stopped.
+
+        Raises:
+            sqlite3.DatabaseError: the job store is damaged; the next job runner begins it anew.
+        """
         was_cut_off = True  # by a crash, as far as a new process knows
         while not self._stopping:
             try:
                 if was_cut_off:
                     self._store.interrupt_running()
+                    self._reconnect()
                     was_cut_off = False
                 self._step()
             except (OSError, sqlite3.Error) as error:  # the edge: a full disk has room again
+                if isinstance(error, sqlite3.Error) and is_damage(error):
+                    raise
                 _log.error("%s", self._unusable(error))
+                self._report(error)
                 was_cut_off = True
                 time.sleep(RETRY_SECONDS)
+
+    def _reconnect(self) -> None:
+        """Fill a job store that was lost from the stored versions; projects that are gone leave."""
+        if self._store.projects():
+            return
+        for project_id in self._registry.project_ids():
+            versions = self._registry.versions(project_id)
+            parameters = versions[-1].parameters if versions else {}
+            chosen = {name: value for name, value in parameters.items() if value is not None}
+            self._store.set_up(project_id, extra_params=json.dumps(chosen) if chosen else "")
 
     def _step(self) -> None:
         self._reconcile()
         if not (self._run_due_job() or self._write_cards() or self._sweep()):
+            if all(project.events == project.handled for project in self._store.projects()):
+                write_trouble(self._settings.data_dir, "")  # all that was asked for is done
             time.sleep(POLL_SECONDS)
 
     def _reconcile(self) -> None:
@@ -124,12 +149,8 @@ class Worker:
         except CellAIError as error:
             _log.warning("project %d: %s", project.id, error)
             self._store.fail(job_id, project, error=str(error))
-        except (OSError, sqlite3.Error) as error:
-            _log.warning("project %d: %s", project.id, self._unusable(error))
-            self._store.fail(job_id, project, error=self._unusable(error))
-        except Exception:  # noqa: BLE001  # the edge: one project's failure must not stop the others
-            _log.exception("project %d: the job failed", project.id)
-            self._store.fail(job_id, project, error="Internal error; see the log.")
+        except Exception as error:  # noqa: BLE001  # the edge: one project's failure must not stop the others
+            self._store.fail(job_id, project, error=self._told(project, error))
         else:
             self._store.finish(job_id, project, changed=served is not None)
             if served is not None:
@@ -137,6 +158,28 @@ class Worker:
                 self._outdated = []
                 self._swept_for.pop(project.id, None)
                 self._cards.show(*served)
+
+    def _told(self, project: Project, error: Exception) -> str:
+        """Log an error that no class of ours describes; returns what to say of it."""
+        if is_out_of_memory(error):
+            write_trouble(self._settings.data_dir, OUT_OF_MEMORY)
+            told = OUT_OF_MEMORY
+        elif isinstance(error, OSError | sqlite3.Error):
+            told = self._unusable(error)
+        else:
+            _log.error("project %d: the job failed", project.id, exc_info=error)
+            return "Internal error; see the log."
+        _log.warning("project %d: %s", project.id, told)
+        return told
+
+    def _report(self, error: OSError | sqlite3.Error) -> None:
+        """Let /health say what keeps this process from all work, without the folder's name."""
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        trouble = f"The job runner cannot use its files ({reason}). It tries again by itself."
+        with contextlib.suppress(OSError):  # the disk may be what is full
+            write_trouble(
+                self._settings.data_dir, OUT_OF_MEMORY if is_out_of_memory(error) else trouble
+            )
 
     def _unusable(self, error: OSError | sqlite3.Error) -> str:
         return f"The data directory {self._settings.data_dir} cannot be used: {error}"
@@ -157,6 +200,10 @@ class Worker:
         finished = self._cards.step()
         if finished is None:
             return False
+        if finished:
+            # Cards are not synced one by one, thousands are written; all are on disk before
+            # it is noted that they are.
+            os.sync()
         for project_id, version in finished:
             self._store.cards_written(project_id, version)
         return True
@@ -164,6 +211,8 @@ class Worker:
     def _sweep(self) -> bool:
         """Delete one outdated prediction; the serving version's and its predecessor's stay."""
         projects = self._store.projects()
+        if time.monotonic() < self._sweep_not_before:
+            return False
         if any(0 <= time.time() - p.last_event_at < SWEEP_AFTER_QUIET_SECONDS for p in projects):
             return False
         try:
@@ -171,9 +220,11 @@ class Worker:
                 self._outdated = self._next_outdated(projects)
             if not self._outdated:
                 return False
-            self._client.delete_prediction(self._outdated.pop(0))
+            self._client.delete_prediction(self._outdated[0])
+            del self._outdated[0]
         except CellAIError as error:
             _log.warning("sweep: %s", error)
+            self._sweep_not_before = time.monotonic() + RETRY_SECONDS
             return False
         return True
 
@@ -182,30 +233,34 @@ class Worker:
         for project in projects:
             if self._swept_for.get(project.id) == project.serving_version:
                 continue
-            self._swept_for[project.id] = project.serving_version
             keep = [v.version for v in self._registry.versions(project.id)][-2:]
             outdated = outdated_predictions(
                 self._client, project.id, keep={*keep, project.serving_version or ""}
             )
+            self._swept_for[project.id] = project.serving_version
             if outdated:
                 return outdated
         return []
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(parent: int) -> None:
     """Leave at once when the web process that started this one is gone.
 
     Every step of a job may be cut off anywhere, so nothing needs to be put in order first.
     """
-    parent = os.getppid()
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
 
 
 def main() -> None:
-    """Entry point of `python -m backend.worker`; settings come from the environment."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    """Entry point of `python -m backend.worker PARENT`; settings come from the environment.
+
+    PARENT is the web process. It may be gone by the time this module is imported, so it cannot be
+    asked for here.
+    """
+    parent = int(sys.argv[1])
+    threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
     try:
         settings = read_settings()
         configure_logging(settings)
@@ -215,12 +270,14 @@ def main() -> None:
     except Timeout:
         _log.info("another job runner holds %s", settings.data_dir)
     except CellAIError as error:
-        sys.exit(_told(error))
-    except OSError as error:  # a full or read-only disk
+        sys.exit(_print(error))
+    except (OSError, MemoryError, RuntimeError) as error:  # a full disk, too little memory
+        if not (isinstance(error, OSError) or is_out_of_memory(error)):
+            raise
         sys.exit(f"The job runner cannot start: {error}")
 
 
-def _told(error: CellAIError) -> int:
+def _print(error: CellAIError) -> int:
     """Print the sentence; returns the exit code."""
     sys.stderr.write(f"{error}\n")
     return error.exit_code
@@ -237,6 +294,10 @@ def _work(settings: Settings) -> None:
         _log.error("%s", error)
         write_state(settings.data_dir, str(error))
         raise SystemExit(error.exit_code) from error
+    except (OSError, MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            write_trouble(settings.data_dir, OUT_OF_MEMORY)
+        raise
     describe_runner(features.trunk.trunk_id).write(settings.data_dir)
     write_state(settings.data_dir, READY)
     worker = Worker(settings, features)

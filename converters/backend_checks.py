@@ -51,7 +51,9 @@ def _runner(runner: Mapping[str, Any]) -> Iterator[Check]:
         yield problem("Weights", state, f"Give them with --weights or CELLAI_WEIGHTS; {LOG}.")
     else:
         yield ok("Weights", f"loaded, trunk {runner['trunk_id']}")
-    if state == "ready" and not runner["is_alive"]:
+    if runner["trouble"]:
+        yield problem("Job runner", runner["trouble"], f"Remove the cause; {LOG}.")
+    elif state == "ready" and not runner["is_alive"]:
         yield problem("Job runner", "It is not running.", f"Restart the backend; {LOG}.")
     elif runner["is_alive"]:
         yield ok("Job runner", "running")

@@ -26,7 +26,7 @@ from converters.label_studio import Connection
 from converters.launcher import LABEL_STUDIO_ENVIRONMENT, label_studio_command
 from converters.project import BackendAddress
 
-pytest_plugins = ["browser_fixtures", "hdf5_fixtures", "fault_fixtures"]
+pytest_plugins = ["browser_fixtures", "hdf5_fixtures", "fault_fixtures", "fault_table"]
 
 
 @pytest.fixture(scope="session")

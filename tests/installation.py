@@ -227,7 +227,7 @@ class OwnBackend:
             output.close()
         client = BackendClient(self.address)
         try:
-            wait_until(client.is_ready, deadline_s=120, what="ready backend")
+            wait_until(client.is_ready, deadline_s=START_DEADLINE_S, what="ready backend")
             yield process
         finally:
             client.close()

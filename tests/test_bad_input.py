@@ -166,7 +166,7 @@ def test_missing_weights_file(tmp_path: Path) -> None:
 
 def test_unknown_setting_names_the_nearest(tmp_path: Path) -> None:
     answer = subprocess.run(
-        [sys.executable, "-m", "backend.worker"],
+        [sys.executable, "-m", "backend.worker", str(os.getpid())],
         env={**os.environ, "CELLAI_QUIET_SECOND": "3", "CELLAI_LABEL_STUDIO_API_KEY": "x"},
         capture_output=True,
         text=True,

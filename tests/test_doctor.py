@@ -389,6 +389,7 @@ def healthy_facts() -> dict[str, Any]:
         "label_studio": {"url": "http://label-studio", "problem": ""},
         "runner": {
             "state": READY,
+            "trouble": "",
             "is_alive": True,
             "device": "cpu",
             "precision": "bfloat16",
@@ -412,6 +413,10 @@ def one_core(facts: dict[str, Any]) -> None:
     facts["machine"]["cores"] = 1
 
 
+def trouble(facts: dict[str, Any]) -> None:
+    facts["runner"]["trouble"] = "The job runner has too little memory."
+
+
 def no_bfloat16(facts: dict[str, Any]) -> None:
     facts["runner"]["precision"] = "float32"
 
@@ -423,6 +428,7 @@ def no_bfloat16(facts: dict[str, Any]) -> None:
         (filling_disk, "Disk", Verdict.ADVICE, "CELLAI_FEATURE_CACHE_GB"),
         (one_core, "Machine", Verdict.ADVICE, "two cores"),
         (no_bfloat16, "Machine", Verdict.ADVICE, "GPU"),
+        (trouble, "Job runner", Verdict.PROBLEM, "Remove the cause"),
     ],
 )
 def test_machine(

@@ -68,6 +68,13 @@ def test_versions_of_projects_are_apart_and_in_order(registry: Registry) -> None
     assert registry.versions(4) == []
 
 
+def test_order_is_by_number_when_the_clock_was_set_back(registry: Registry) -> None:
+    for number, day in ((9, 9), (10, 1), (9999, 5), (10000, 2)):
+        registry.publish(replace(version(number), created_at=f"2026-01-0{day}"), None)
+    assert [v.n_labels for v in registry.versions(3)] == [9, 10, 9999, 10000]
+    assert registry.prune(3, keep=2, protected=()) == ["cellai-0009", "cellai-0010"]
+
+
 def test_damaged_tensors_and_manifests_are_refused(registry: Registry, tmp_path: Path) -> None:
     stored = registry.publish(version(1), TENSORS)
     head = tmp_path / "3" / "cellai-0001" / "head.safetensors"

@@ -110,6 +110,23 @@ def test_publication_adds_only_what_is_missing_and_removes_doubles(
     assert sorted(row["task"] for row in label_studio.rows) == [task.id for task in pool.tasks]
 
 
+def test_import_of_a_killed_run_that_comes_late_doubles_nothing(
+    pool: Pool, snapshot: Snapshot
+) -> None:
+    """Label Studio carries out a request although its sender was killed meanwhile."""
+
+    class SlowLabelStudio(FakeLabelStudio):
+        def import_predictions(self, project_id: int, predictions: Any) -> None:
+            super().import_predictions(project_id, predictions)
+            super().import_predictions(project_id, predictions)
+
+    rescored = rescore(snapshot, pool, version(), None, parameters=ProjectParameters(), seed=0)
+    label_studio = SlowLabelStudio([])
+    publish(label_studio, snapshot, pool, rescored, on_stage=lambda _: None)
+    assert [row["task"] for row in label_studio.rows] == [task.id for task in pool.tasks]
+    assert label_studio.switched_to == "cellai-0002"
+
+
 def test_names_count_on_from_what_label_studio_has() -> None:
     assert next_version_name([]) == "cellai-0001"
     assert next_version_name(["cellai-0009", "cellai-0010", "other-0099", "cellai-x"]) == (

@@ -52,15 +52,3 @@ def own_backend(
         label_studio_url=label_studio.url,
         other_files_dir=label_studio.files_dir,
     )
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """The table of docs/reliability.md: what was injected, whether all held, after how long."""
-    rows = [
-        f"| {report.nodeid.rpartition('::')[2]} | {outcome} | {report.duration:.0f} s |"
-        for outcome in ("passed", "failed")
-        for report in terminalreporter.getreports(outcome)
-        if report.when == "call" and "faults" in report.keywords
-    ]
-    if rows:
-        terminalreporter.write_line("\n".join(["| injected | all held | seen after |", *rows]))

@@ -1,19 +1,27 @@
 """A project in the laboratory of the fault tests, and what must hold in it after every fault."""
 
 import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import h5py
+import httpx
+from fault_table import note_check
 from installation import OwnBackend, annotate, wait_until
 from own_label_studio import OwnLabelStudio
+from queue_watch import QueueWatch
 
+from converters.backend_checks import check_backend
 from converters.backend_client import BackendClient
-from converters.errors import UnreachableError
+from converters.check import Verdict
+from converters.errors import CellAIError, UnreachableError
 from converters.label_studio import Connection
 
-SETTLED_DEADLINE_S = 150
+SETTLED_DEADLINE_S = 400
 FAULT_POINTS = Path(__file__).with_name("fault_points")
 
 
@@ -27,6 +35,7 @@ class Laboratory:
         project_id: of the project.
         truth: class of every task.
         submitted: tasks that were annotated, in order.
+        watch: looks at the queue all the time.
     """
 
     label_studio: OwnLabelStudio
@@ -34,6 +43,7 @@ class Laboratory:
     project_id: int
     truth: dict[int, str]
     submitted: list[int]
+    watch: QueueWatch
 
     @property
     def connection(self) -> Connection:
@@ -78,9 +88,12 @@ class Laboratory:
         client = BackendClient(self.backend.address)
 
         def settled() -> str | None:
-            if not client.is_ready():
+            try:
+                if not client.is_ready():
+                    return None
+                state = client.queue_state(self.project_id)
+            except CellAIError:  # killed between the two, or a file of it is being mended
                 return None
-            state = client.queue_state(self.project_id)
             is_done = state.is_sorted and state.n_labels == len(self.submitted)
             return state.model_version if is_done else None
 
@@ -93,9 +106,30 @@ class Laboratory:
         finally:
             client.close()
 
+    def problem(self) -> str | None:
+        """What /ready and /health say is wrong, None while all is well."""
+        address = self.backend.address
+        ready = httpx.get(f"{address.url}/ready", auth=(address.user, address.password))
+        health = httpx.get(f"{address.url}/health")
+        assert health.status_code == 200
+        if ready.status_code != 503 or not health.json()["problem"]:
+            return None
+        return str(ready.json()["state"])
+
+    def diagnosed(self) -> list[str]:
+        """The problems that `cellai doctor` finds at the backend."""
+        client = BackendClient(self.backend.address)
+        try:
+            checks = list(check_backend(client.diagnosis()))
+        finally:
+            client.close()
+        return [check.finding for check in checks if check.verdict is Verdict.PROBLEM]
+
     def check(self) -> None:
-        """No label missing, no doubled prediction, no half-sorted queue, cards of the version."""
+        """No label missing, no doubled prediction, and no moment with a half-sorted queue."""
+        began = time.monotonic()
         version = self.settle()
+        back_s = time.monotonic() - began
         assert self.project()["model_version"] == version
         rows = self.predictions()
         pairs = [(row["task"], row["model_version"]) for row in rows]
@@ -107,9 +141,32 @@ class Laboratory:
         assert scores[served] == min(scores[task] for task in still_open)
         annotated = self.connection.get(f"api/projects/{self.project_id}/export", exportType="JSON")
         assert sorted(row["id"] for row in annotated) == sorted(self.submitted)
+        note_check(
+            n_labels=len(self.submitted),
+            n_tasks=len(self.truth),
+            looks=self.watch.take(),
+            back_s=back_s,
+        )
+
+    def check_cards(self) -> None:
+        """Every card shows the version in service."""
+        version = self.settle()
+        files = self.backend.demo.data_dir / "files"
+        answer = self.connection.get(
+            "api/tasks/", project=self.project_id, page_size=10_000, fields="task_only"
+        )
+        cards = [files / task["data"]["card"].partition("?d=")[2] for task in answer["tasks"]]
+        wait_until(
+            lambda: all(f"Model {version}," in card.read_text() for card in cards),
+            deadline_s=SETTLED_DEADLINE_S,
+            what=f"{len(cards)} cards of {version}",
+        )
 
 
-def new_laboratory(label_studio: OwnLabelStudio, backend: OwnBackend, source: Path) -> Laboratory:
+@contextmanager
+def new_laboratory(
+    label_studio: OwnLabelStudio, backend: OwnBackend, source: Path
+) -> Iterator[Laboratory]:
     """A new project of a labelled sample, imported without its labels; ten are given again."""
     with h5py.File(source) as file:
         labels = [label.decode() for label in file["label/ground_truth"][:]]
@@ -118,14 +175,23 @@ def new_laboratory(label_studio: OwnLabelStudio, backend: OwnBackend, source: Pa
         "api/tasks/", project=project_id, page_size=10_000, fields="task_only"
     )
     truth = {task["id"]: labels[task["data"]["index"]] for task in answer["tasks"]}
-    laboratory = Laboratory(label_studio, backend, project_id, truth, [])
-    laboratory.settle()
-    laboratory.annotate(10)
-    laboratory.check()
-    return laboratory
+    watch = QueueWatch(label_studio.database, project_id)
+    laboratory = Laboratory(label_studio, backend, project_id, truth, [], watch)
+    try:
+        laboratory.settle()
+        watch.start()
+        laboratory.annotate(10)
+        laboratory.check()
+        yield laboratory
+    finally:
+        watch.stop()
 
 
 def fault_environment(fault_file: Path) -> dict[str, str]:
-    """Lets the backend's processes fail at points."""
+    """Lets the backend's processes fail at points, and find labels that nobody announced soon."""
     path = os.pathsep.join([str(FAULT_POINTS), os.environ.get("PYTHONPATH", "")])
-    return {"PYTHONPATH": path.rstrip(os.pathsep), "FAULT_FILE": str(fault_file)}
+    return {
+        "PYTHONPATH": path.rstrip(os.pathsep),
+        "FAULT_FILE": str(fault_file),
+        "CELLAI_RECONCILE_SECONDS": "5",
+    }

@@ -6,12 +6,12 @@ import socket
 import sqlite3
 import struct
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import httpx
 from installation import Installation, free_port, wait_until
@@ -45,7 +45,7 @@ class OwnLabelStudio:
         shutil.copy(original / ".env", self._folder)
         with (
             closing(sqlite3.connect(original / "label_studio.sqlite3")) as source,
-            closing(sqlite3.connect(self._folder / "label_studio.sqlite3")) as target,
+            closing(sqlite3.connect(self.database)) as target,
         ):
             source.backup(target)
 
@@ -54,6 +54,11 @@ class OwnLabelStudio:
         self.connection.close()
         self.api_key = api_key
         self.connection = Connection(self.url, api_key)
+
+    @property
+    def database(self) -> Path:
+        """Its SQLite file."""
+        return self._folder / "label_studio.sqlite3"
 
     @property
     def pid(self) -> int:
@@ -90,17 +95,22 @@ class OwnLabelStudio:
 
 
 class FaultyProxy:
-    """Passes requests on to Label Studio, or fails them as `mode` says.
+    """Passes requests on to Label Studio or the backend, or fails them as `mode` says.
 
-    Modes: "pass"; "slow" (10 s late); "404", "429" and "500" (answered so, not passed on); "reset"
-    (connection cut before the request is passed on); "lost" (passed on, the answer is lost).
-    `only` limits the fault to paths that contain it; `faults` counts the failed requests.
+    Modes: "pass"; "slow" (10 s late); "401", "404", "429" and "500" (answered so, not passed on);
+    "reset" (connection cut before the request is passed on); "lost" (passed on, the answer is
+    lost); "twice" (passed on twice); "held" (passed on one after the other once `release` is
+    called). `only` limits the fault to paths that contain it; `faults`
+    counts the failed requests, `late` those that were passed on late.
     """
 
     def __init__(self, target: str) -> None:
         self.mode = "pass"
         self.only = ""
         self.faults = 0
+        self.late = 0
+        self._turn = threading.Condition()
+        self._served = 0  # number of the held request whose turn it is; 0 before the release
         proxy = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -112,17 +122,29 @@ class FaultyProxy:
                 proxy.faults += mode != "pass"
                 if mode == "reset":
                     return self._cut()
-                if mode in {"404", "429", "500"}:
+                if mode in {"401", "404", "429", "500"}:
                     return self._answer(int(mode), {}, b"database is locked")
                 if mode == "slow":
                     time.sleep(10)
-                headers = {k: v for k, v in self.headers.items() if k.lower() not in HOP_HEADERS}
-                answer = httpx.request(
-                    self.command, target + self.path, content=body, headers=headers, timeout=120
-                )
+                if mode == "held":
+                    with proxy.in_turn(proxy.faults):
+                        return self._answer_from(self._pass_on(body))
+                answer = self._pass_on(body)
+                if mode == "twice":
+                    answer = self._pass_on(body)
+                proxy.late += mode == "slow"
                 if mode == "lost":
                     return self._cut()
-                return self._answer(answer.status_code, dict(answer.headers), answer.content)
+                return self._answer_from(answer)
+
+            def _answer_from(self, answer: httpx.Response) -> None:
+                self._answer(answer.status_code, dict(answer.headers), answer.content)
+
+            def _pass_on(self, body: bytes) -> httpx.Response:
+                headers = {k: v for k, v in self.headers.items() if k.lower() not in HOP_HEADERS}
+                return httpx.request(
+                    self.command, target + self.path, content=body, headers=headers, timeout=120
+                )
 
             def _cut(self) -> None:
                 """Close with a reset instead of an orderly end."""
@@ -147,12 +169,30 @@ class FaultyProxy:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
-        Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    @contextmanager
+    def in_turn(self, number: int) -> Iterator[None]:
+        """Waits until the held requests before this one were passed on."""
+        with self._turn:
+            self._turn.wait_for(lambda: self._served == number)
+        try:
+            yield
+        finally:
+            with self._turn:
+                self._served += 1
+                self._turn.notify_all()
+
+    def release(self) -> None:
+        """Pass on what is held."""
+        with self._turn:
+            self._served = 1
+            self._turn.notify_all()
 
     @contextmanager
     def failing(self, mode: str, *, only: str = "") -> Iterator[None]:
         """Fail as `mode` says until the block ends."""
-        self.mode, self.only, self.faults = mode, only, 0
+        self.mode, self.only, self.faults, self.late, self._served = mode, only, 0, 0, 0
         try:
             yield
         finally:

@@ -18,6 +18,7 @@ def documented_commands() -> list[list[str]]:
 
 
 def test_restored_directory_goes_on(small_sample: Path, tmp_path: Path) -> None:
+    """The data directory is lost and restored from its backup."""
     backup, restore = documented_commands()
     data_dir = tmp_path / "cellai-data"
     arguments = ["--weights", shared_file("vgg16_features.safetensors")]

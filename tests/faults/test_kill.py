@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fault_table import note_times
 from installation import OwnBackend, wait_until
 from laboratory import Laboratory, fault_environment, new_laboratory
 from own_label_studio import OwnLabelStudio
@@ -27,16 +28,23 @@ RUNNER = (
     "job-finished",
     "cards-begun",
 )
-SHORT = ("webhook-arrived", "head-fitted", "predictions-imported")
+SHORT = ("head-fitted", "predictions-imported")
+KILL_DEADLINE_S = 300
 
 
 @pytest.fixture(scope="module")
 def laboratory(
     label_studio: OwnLabelStudio, own_backend: OwnBackend, small_sample: Path, fault_file: Path
 ) -> Iterator[Laboratory]:
-    environment = {"CELLAI_RECONCILE_SECONDS": "5"} | fault_environment(fault_file)
-    with own_backend.running(log=None, **environment):
-        yield new_laboratory(label_studio, own_backend, small_sample)
+    with (
+        own_backend.running(log=None, **fault_environment(fault_file)),
+        new_laboratory(label_studio, own_backend, small_sample) as laboratory,
+    ):
+        yield laboratory
+
+
+def wait_for_kill(fault_file: Path, point: str) -> None:
+    wait_until(lambda: not fault_file.exists(), deadline_s=KILL_DEADLINE_S, what=f"kill at {point}")
 
 
 @pytest.mark.parametrize(
@@ -44,28 +52,77 @@ def laboratory(
     [pytest.param(p, marks=() if p in SHORT else pytest.mark.faults) for p in WEB + RUNNER],
 )
 def test_backend_killed(laboratory: Laboratory, fault_file: Path, point: str) -> None:
+    """kill -9 of the process that is at `{point}` (web process or job runner)."""
     fault_file.write_text(f"{point} 0")
-    laboratory.annotate(3)
-    wait_until(lambda: not fault_file.exists(), deadline_s=90, what=f"kill at {point}")
     laboratory.annotate(2)
+    wait_for_kill(fault_file, point)
+    laboratory.annotate(1)
     laboratory.check()
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("point", ["webhook-stored", *RUNNER])
 def test_label_studio_killed(laboratory: Laboratory, fault_file: Path, point: str) -> None:
+    """kill -9 of Label Studio when the backend is at `{point}`."""
     fault_file.write_text(f"{point} {laboratory.label_studio.pid}")
     laboratory.annotate_into_a_crash(2)
     assert not fault_file.exists()
-    laboratory.annotate(2)
+    laboratory.annotate(1)
     laboratory.check()
 
 
 @pytest.mark.faults
-def test_backend_killed_while_it_sweeps(laboratory: Laboratory, fault_file: Path) -> None:
-    """The sweep waits for a minute of quiet; after the kill it goes on."""
+@pytest.mark.timeout(1200)  # each kill costs two starts of torch
+def test_web_process_killed_at_every_step_of_the_job_runner(
+    laboratory: Laboratory, fault_file: Path
+) -> None:
+    """kill -9 of the web process that keeps the job runner, at each step of it in turn."""
+    for point in RUNNER:
+        fault_file.write_text(f"{point} parent")
+        laboratory.annotate(1)
+        wait_for_kill(fault_file, point)
+    note_times(len(RUNNER))
     laboratory.check()
-    fault_file.write_text("sweep-begun 0")
-    wait_until(lambda: not fault_file.exists(), deadline_s=150, what="kill in the sweep")
-    laboratory.annotate(2)
+    laboratory.check_cards()
+
+
+@pytest.mark.faults
+def test_killed_while_it_sweeps(laboratory: Laboratory, fault_file: Path) -> None:
+    """kill -9 of job runner, web process and Label Studio in the sweep of old predictions.
+
+    The sweep waits for a minute of quiet; after each kill it goes on.
+    """
+    laboratory.check()
+    before = len(laboratory.predictions())
+    for victim in ("0", "parent", str(laboratory.label_studio.pid)):
+        fault_file.write_text(f"sweep-begun {victim}")
+        wait_for_kill(fault_file, "sweep-begun")
+    laboratory.label_studio.wait_for_death()
+    laboratory.label_studio.start()
+    note_times(3)
+    kept = 3 * len(laboratory.truth)  # of the serving version and its two predecessors at most
+    wait_until(
+        lambda: len(laboratory.predictions()) <= kept,
+        deadline_s=KILL_DEADLINE_S,
+        what=f"end of the sweep of {before} predictions",
+    )
+    laboratory.annotate(1)
+    laboratory.check()
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("jump_h", [-48, 48])
+def test_clock_jumps(laboratory: Laboratory, fault_file: Path, jump_h: int) -> None:
+    """The backend's clock jumps by {jump_h} h while labels come, and back again."""
+    clock = Path(f"{fault_file}.clock")
+    laboratory.annotate(1)
+    clock.write_text(str(3600 * jump_h))
+    try:
+        laboratory.annotate(2)
+        laboratory.check()
+        laboratory.annotate(1)
+    finally:
+        clock.unlink()
+    note_times(2)
+    laboratory.annotate(1)
     laboratory.check()

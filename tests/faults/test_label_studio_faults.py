@@ -1,19 +1,24 @@
 """Label Studio fails, changes under a running job or is hit by many at once: nothing is lost."""
 
-import threading
+import os
+import signal
+import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from fault_table import note_seen, note_times
 from installation import OwnBackend, annotate, free_port, run_cellai, wait_until
 from laboratory import Laboratory, fault_environment, new_laboratory
 from own_label_studio import FaultyProxy, OwnLabelStudio
 
+from backend.runner_record import read_runner
+from converters.backend_client import BackendClient
 from converters.label_studio import Connection
 from converters.project import BackendAddress
 
@@ -21,6 +26,7 @@ pytestmark = pytest.mark.label_studio
 
 ANNOTATORS = 8
 CROWD_LABELS = 500
+FAULT_DEADLINE_S = 300
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +46,26 @@ def laboratory(
 ) -> Iterator[Laboratory]:
     """Two web processes of eight threads, behind the proxy."""
     backend = replace(own_backend, label_studio_url=proxy.url)
-    environment = {
-        "CELLAI_RECONCILE_SECONDS": "5",
-        "CELLAI_WORKERS": "2",
-    } | fault_environment(fault_file)
-    with backend.running(log=None, **environment):
-        yield new_laboratory(label_studio, backend, small_sample)
+    with (
+        backend.running(log=None, CELLAI_WORKERS="2", **fault_environment(fault_file)),
+        new_laboratory(label_studio, backend, small_sample) as laboratory,
+    ):
+        yield laboratory
+
+
+def job_runner(laboratory: Laboratory) -> int:
+    """Process id of the job runner."""
+    record = read_runner(laboratory.backend.data_dir)
+    assert record is not None
+    return record.pid
+
+
+def queue_state(laboratory: Laboratory) -> Any:
+    client = BackendClient(laboratory.backend.address)
+    try:
+        return client.queue_state(laboratory.project_id)
+    finally:
+        client.close()
 
 
 @contextmanager
@@ -54,7 +74,7 @@ def paused_at(point: str, laboratory: Laboratory, fault_file: Path) -> Iterator[
     fault_file.write_text(f"{point} pause")
     paused = Path(f"{fault_file}.paused")
     laboratory.annotate(2)
-    wait_until(paused.exists, deadline_s=90, what=f"pause at {point}")
+    wait_until(paused.exists, deadline_s=FAULT_DEADLINE_S, what=f"pause at {point}")
     try:
         yield
     finally:
@@ -67,6 +87,7 @@ def paused_at(point: str, laboratory: Laboratory, fault_file: Path) -> Iterator[
 @pytest.mark.parametrize(
     ("mode", "only"),
     [
+        pytest.param("401", "", marks=pytest.mark.faults),
         pytest.param("500", "", marks=pytest.mark.faults),
         pytest.param("429", "", marks=pytest.mark.faults),
         pytest.param("reset", "", marks=pytest.mark.faults),
@@ -79,9 +100,41 @@ def paused_at(point: str, laboratory: Laboratory, fault_file: Path) -> Iterator[
 def test_label_studio_answers_badly(
     laboratory: Laboratory, proxy: FaultyProxy, mode: str, only: str
 ) -> None:
+    """Label Studio before the backend: {mode} {only}."""
     with proxy.failing(mode, only=only):
         laboratory.annotate(3)
-        wait_until(lambda: proxy.faults > 0, deadline_s=90, what="request that fails")
+        wait_until(lambda: proxy.faults > 0, deadline_s=FAULT_DEADLINE_S, what="request that fails")
+    note_times(proxy.faults)
+    laboratory.check()
+
+
+@pytest.mark.faults
+def test_import_that_a_killed_job_runner_left_on_its_way(
+    laboratory: Laboratory, proxy: FaultyProxy
+) -> None:
+    """kill -9 of the job runner while a slow Label Studio still has its import before it."""
+    with proxy.failing("held", only="import/predictions"):
+        laboratory.annotate(2)
+        wait_until(lambda: proxy.faults == 1, deadline_s=FAULT_DEADLINE_S, what="import")
+        os.kill(job_runner(laboratory), signal.SIGKILL)
+        wait_until(lambda: proxy.faults == 2, deadline_s=FAULT_DEADLINE_S, what="second import")
+        proxy.release()
+    laboratory.check()
+
+
+@pytest.mark.faults
+def test_database_locked(laboratory: Laboratory, fault_file: Path) -> None:
+    """Label Studio's database is locked while predictions are imported."""
+    with closing(sqlite3.connect(laboratory.label_studio.database)) as other:
+        with paused_at("import-begun", laboratory, fault_file):
+            other.execute("BEGIN EXCLUSIVE")
+        wait_until(
+            lambda: queue_state(laboratory).failures,
+            deadline_s=FAULT_DEADLINE_S,
+            what="import that failed",
+        )
+        note_seen(str(queue_state(laboratory).error)[:60])
+        other.rollback()
     laboratory.check()
 
 
@@ -89,21 +142,66 @@ def test_label_studio_answers_badly(
 def test_proxy_that_finds_nothing_makes_no_project_forgotten(
     laboratory: Laboratory, proxy: FaultyProxy
 ) -> None:
+    """A proxy before Label Studio answers 404 to everything."""
     with proxy.failing("404"):
         laboratory.annotate(2)
-        wait_until(lambda: proxy.faults > 1, deadline_s=90, what="request that fails")
+        wait_until(lambda: proxy.faults > 1, deadline_s=FAULT_DEADLINE_S, what="request that fails")
     laboratory.check()
 
 
 # --- webhooks -----------------------------------------------------------------------------------
 
 
-def test_webhooks_doubled_and_of_unknown_projects(laboratory: Laboratory) -> None:
+@contextmanager
+def webhooks_through_proxy(laboratory: Laboratory) -> Iterator[FaultyProxy]:
+    """What Label Studio tells the backend passes a proxy until the block ends."""
+    proxy = FaultyProxy(laboratory.backend.address.url)
+    (hook,) = laboratory.connection.get("api/webhooks/", project=laboratory.project_id)
+    path = f"api/webhooks/{hook['id']}/"
+    kept = {"url", "send_payload", "send_for_all_actions", "headers", "is_active", "actions"}
+    original = {name: hook[name] for name in kept}
+    laboratory.connection.patch(path, original | {"url": f"{proxy.url}/webhook"})
+    try:
+        yield proxy
+    finally:
+        laboratory.connection.patch(path, original)
+        proxy.close()
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("mode", ["reset", "twice"])
+def test_webhooks_lost_or_doubled(laboratory: Laboratory, mode: str) -> None:
+    """Webhooks on their way to the backend: {mode}."""
+    with webhooks_through_proxy(laboratory) as proxy:
+        with proxy.failing(mode):
+            laboratory.annotate(3)
+        assert proxy.faults >= 3
+        note_times(proxy.faults)
+        laboratory.check()
+
+
+@pytest.mark.faults
+def test_webhooks_late_and_in_another_order(laboratory: Laboratory) -> None:
+    """Webhooks come 10 s late, after those that were sent later."""
+    with webhooks_through_proxy(laboratory) as proxy:
+        with proxy.failing("slow"):
+            laboratory.annotate(2)
+            proxy.mode = "pass"
+            laboratory.annotate(1)
+            laboratory.check()
+            wait_until(lambda: proxy.late == 2, deadline_s=FAULT_DEADLINE_S, what="late webhooks")
+        note_times(2)
+        laboratory.check()
+
+
+def test_webhooks_of_unknown_projects_and_in_bursts(laboratory: Laboratory) -> None:
+    """Webhooks in a burst, half of them of an unknown project."""
     address = laboratory.backend.address
     with httpx.Client(base_url=address.url, auth=(address.user, address.password)) as client:
         for project_id in [laboratory.project_id, 999_999] * 20:
             event = {"action": "ANNOTATION_CREATED", "project": {"id": project_id}}
             assert client.post("/webhook", json=event).is_success
+    note_times(40)
     laboratory.annotate(1)
     laboratory.check()
 
@@ -113,6 +211,7 @@ def test_webhooks_doubled_and_of_unknown_projects(laboratory: Laboratory) -> Non
 
 @pytest.mark.faults
 def test_tasks_deleted_while_rescoring(laboratory: Laboratory, fault_file: Path) -> None:
+    """Five tasks are deleted while the pool is scored."""
     with paused_at("pool-scored", laboratory, fault_file):
         gone = [task for task in laboratory.truth if task not in laboratory.submitted][:5]
         for task_id in gone:
@@ -123,6 +222,7 @@ def test_tasks_deleted_while_rescoring(laboratory: Laboratory, fault_file: Path)
 
 @pytest.mark.faults
 def test_tasks_imported_while_rescoring(laboratory: Laboratory, fault_file: Path) -> None:
+    """Five tasks are imported while the pool is scored."""
     with paused_at("pool-scored", laboratory, fault_file):
         models = [task for task in laboratory.truth if task not in laboratory.submitted][:5]
         rows = [{"data": laboratory.connection.get(f"api/tasks/{t}/")["data"]} for t in models]
@@ -135,47 +235,57 @@ def test_tasks_imported_while_rescoring(laboratory: Laboratory, fault_file: Path
 
 
 @pytest.mark.faults
-def test_class_added_while_training(laboratory: Laboratory, fault_file: Path) -> None:
-    project = laboratory.project()
-    with paused_at("head-fitted", laboratory, fault_file):
-        config = project["label_config"].replace(
-            "</Choices>", '<Choice value="blast" hotkey="9"/></Choices>'
-        )
-        laboratory.connection.patch(
-            f"api/projects/{laboratory.project_id}/", {"label_config": config}
-        )
-    laboratory.check()
-    laboratory.annotate(2)
-    laboratory.check()
-    answer = laboratory.predictions()
-    version = laboratory.project()["model_version"]
-    newest = next(row for row in answer if row["model_version"] == version)
-    assert "blast" in newest["result"][0]["meta"]["probabilities"]
+def test_classes_changed_while_training(laboratory: Laboratory, fault_file: Path) -> None:
+    """A class is added, renamed and removed again, each while a training runs."""
+    original = laboratory.project()["label_config"]
+    for name in ("blast", "lymphoblast", ""):
+        choice = f'<Choice value="{name}" hotkey="9"/></Choices>' if name else "</Choices>"
+        with paused_at("head-fitted", laboratory, fault_file):
+            laboratory.connection.patch(
+                f"api/projects/{laboratory.project_id}/",
+                {"label_config": original.replace("</Choices>", choice)},
+            )
+        laboratory.check()
+        laboratory.annotate(1)
+        laboratory.check()
+        version = laboratory.project()["model_version"]
+        newest = next(r for r in laboratory.predictions() if r["model_version"] == version)
+        classes = set(newest["result"][0]["meta"]["probabilities"])
+        assert classes & {"blast", "lymphoblast"} == ({name} if name else set())
+    note_times(3)
 
 
 @pytest.mark.faults
 def test_project_deleted_while_training(
     laboratory: Laboratory, small_sample: Path, fault_file: Path
 ) -> None:
-    other = new_laboratory(laboratory.label_studio, laboratory.backend, small_sample)
-    with paused_at("head-fitted", other, fault_file):
-        other.connection.request("DELETE", f"api/projects/{other.project_id}/")
+    """A project is deleted while it is trained; the other one goes on."""
+    with new_laboratory(laboratory.label_studio, laboratory.backend, small_sample) as other:
+        with paused_at("head-fitted", other, fault_file):
+            other.connection.request("DELETE", f"api/projects/{other.project_id}/")
+        wait_until(
+            lambda: queue_state(other).stage == "waiting for the backend",
+            deadline_s=FAULT_DEADLINE_S,
+            what="project that is forgotten",
+        )
     laboratory.annotate(2)
     laboratory.check()
 
 
 @pytest.mark.faults
 def test_two_projects_with_the_same_name(laboratory: Laboratory, small_sample: Path) -> None:
-    twin = new_laboratory(laboratory.label_studio, laboratory.backend, small_sample)
-    assert twin.project()["title"] == laboratory.project()["title"]
-    laboratory.annotate(1)
-    twin.annotate(3)
-    laboratory.check()
-    twin.check()
+    """Two projects of one name at one backend."""
+    with new_laboratory(laboratory.label_studio, laboratory.backend, small_sample) as twin:
+        assert twin.project()["title"] == laboratory.project()["title"]
+        laboratory.annotate(1)
+        twin.annotate(3)
+        laboratory.check()
+        twin.check()
 
 
 @pytest.mark.faults
 def test_predictions_of_another_backend(laboratory: Laboratory) -> None:
+    """Predictions of another backend, with better scores, in the project."""
     choice = {
         "from_name": "cell_class",
         "to_name": "card",
@@ -202,24 +312,26 @@ def test_eight_annotators_as_fast_as_they_can(
     laboratory: Laboratory,
     tmp_path: Path,
 ) -> None:
+    """500 labels from 8 annotators as fast as they can, at 2 web processes of 8 threads."""
     source = tmp_path / "crowd.seg"
-    answer = run_cellai("sample", source, "--cells", CROWD_LABELS + 100, "--labelled", 1)
+    answer = run_cellai("sample", source, "--cells", CROWD_LABELS + 50, "--labelled", 1)
     assert answer.returncode == 0, answer.stderr
-    crowd = new_laboratory(label_studio, laboratory.backend, source)
-    waiting = [task for task in crowd.truth if task not in crowd.submitted]
-    chosen = waiting[: CROWD_LABELS - len(crowd.submitted)]
-    with ThreadPoolExecutor(ANNOTATORS) as annotators:
-        own = threading.local()
+    with new_laboratory(label_studio, laboratory.backend, source) as crowd:
+        waiting = [task for task in crowd.truth if task not in crowd.submitted]
+        chosen = waiting[: CROWD_LABELS - len(crowd.submitted)]
 
-        def submit(task_id: int) -> None:
-            if not hasattr(own, "connection"):
-                own.connection = Connection(label_studio.url, label_studio.api_key)
-            annotate(own.connection, task_id, crowd.truth[task_id])
+        def label(share: list[int]) -> None:
+            own = Connection(label_studio.url, label_studio.api_key)
+            for task_id in share:
+                annotate(own, task_id, crowd.truth[task_id])
+            own.close()
 
-        list(annotators.map(submit, chosen))
-    crowd.submitted.extend(chosen)
-    assert len(crowd.submitted) == CROWD_LABELS
-    crowd.check()
+        with ThreadPoolExecutor(ANNOTATORS) as annotators:
+            list(annotators.map(label, (chosen[i::ANNOTATORS] for i in range(ANNOTATORS))))
+        crowd.submitted.extend(chosen)
+        assert len(crowd.submitted) == CROWD_LABELS
+        note_times(CROWD_LABELS)
+        crowd.check()
 
 
 # --- two backends, other tokens -----------------------------------------------------------------
@@ -232,32 +344,41 @@ def test_second_backend_on_the_data_directory_waits_and_takes_over(
     small_sample: Path,
     tmp_path: Path,
 ) -> None:
+    """A second backend on one data directory; the first one is killed."""
     first = replace(own_backend, data_dir=tmp_path / "shared")
     other_port = BackendAddress(f"http://127.0.0.1:{free_port()}", "tester", "a secret")
     second = replace(first, address=other_port)
     log = tmp_path / "second.log"
-    with first.running() as process:
-        laboratory = new_laboratory(label_studio, first, small_sample)
-        with second.running(log=log):
-            assert "another web process keeps the job runner" in log.read_text()
-            process.kill()
-            laboratory.annotate(3)
-            wait_until(
-                lambda: f"({len(laboratory.submitted)} labels)" in log.read_text(),
-                deadline_s=120,
-                what="job of the second backend",
-            )
-            replace(laboratory, backend=second).check()
+    with (
+        first.running() as process,
+        new_laboratory(label_studio, first, small_sample) as laboratory,
+        second.running(log=log),
+    ):
+        assert "another web process keeps the job runner" in log.read_text()
+        note_seen("the second says that another keeps the job runner")
+        process.kill()
+        laboratory.annotate(3)
+        wait_until(
+            lambda: f"({len(laboratory.submitted)} labels)" in log.read_text(),
+            deadline_s=FAULT_DEADLINE_S,
+            what="job of the second backend",
+        )
+        replace(laboratory, backend=second).check()
 
 
 @pytest.mark.faults
 def test_revoked_token_is_named_and_a_new_one_goes_on(
     label_studio: OwnLabelStudio, own_backend: OwnBackend, small_sample: Path, tmp_path: Path
 ) -> None:
-    """Last of the module: the old token is gone afterwards."""
+    """The backend's token is revoked; the backend starts again with a new one.
+
+    Last of the module: the old token is gone afterwards.
+    """
     backend = replace(own_backend, data_dir=tmp_path / "token")
-    with backend.running():
-        laboratory = new_laboratory(label_studio, backend, small_sample)
+    with (
+        backend.running(),
+        new_laboratory(label_studio, backend, small_sample) as laboratory,
+    ):
         answer = label_studio.connection.post("api/current-user/reset-token/", {})
         label_studio.use_key(answer["token"])
         laboratory.annotate(2)
@@ -267,6 +388,8 @@ def test_revoked_token_is_named_and_a_new_one_goes_on(
             answer = httpx.get(f"{address.url}/ready", auth=(address.user, address.password))
             return answer.text if answer.status_code == 503 else None
 
-        assert "refuses the API key" in wait_until(problem, deadline_s=60, what="503")
+        said = wait_until(problem, deadline_s=FAULT_DEADLINE_S, what="503")
+        assert "refuses the API key" in said
+        note_seen("refuses the API key")
     with backend.running(CELLAI_LABEL_STUDIO_API_KEY=label_studio.api_key):
         laboratory.check()

@@ -60,8 +60,11 @@ def test_soak(
     source: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with own_backend.running() as process:
-        laboratory = new_laboratory(label_studio, own_backend, source)
+    """Half an hour of labelling at five annotations a second."""
+    with (
+        own_backend.running() as process,
+        new_laboratory(label_studio, own_backend, source) as laboratory,
+    ):
         connection = laboratory.connection
         alone_id = connection.post(
             "api/projects/", {"title": "no backend", "label_config": project_config(laboratory)}

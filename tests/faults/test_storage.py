@@ -1,6 +1,7 @@
-"""A data directory that is full or read-only: said clearly, nothing lost, back when it is mended.
+"""A data directory that is full, read-only or damaged: said clearly, nothing lost, back again.
 
-Needs to mount a small tmpfs, so it runs as root on Linux; elsewhere it skips and says so.
+The first two need to mount a small tmpfs, so they run as root on Linux; elsewhere they skip and
+say so.
 """
 
 import contextlib
@@ -11,16 +12,19 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import httpx
 import pytest
+from fault_table import note_seen, note_times
 from installation import OwnBackend, wait_until
 from laboratory import Laboratory, new_laboratory
 from own_label_studio import OwnLabelStudio
+
+from backend.diagnosis import LEAST_FREE_BYTES
 
 pytestmark = [pytest.mark.label_studio, pytest.mark.faults]
 
 MOUNT, UMOUNT = (shutil.which(name) or name for name in ("mount", "umount"))
 DISK_BYTES = 64_000_000
+DEADLINE_S = 120
 
 
 @contextmanager
@@ -46,12 +50,12 @@ def remounted(folder: Path, mode: str) -> None:
 
 
 def fill(folder: Path) -> Path:
-    """A file that leaves no byte free."""
+    """A file that leaves no room; the backend may free a page of its own meanwhile."""
     filler = folder / "filler"
     with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
             file.write(bytes(4096))
-    assert shutil.disk_usage(folder).free == 0
+    assert shutil.disk_usage(folder).free < LEAST_FREE_BYTES
     return filler
 
 
@@ -60,33 +64,26 @@ def laboratory_on(
     disk: Path, label_studio: OwnLabelStudio, own_backend: OwnBackend, source: Path
 ) -> Iterator[Laboratory]:
     backend = replace(own_backend, data_dir=disk)
-    with backend.running(CELLAI_RECONCILE_SECONDS="5", CELLAI_FEATURE_CACHE_GB="0.02"):
-        yield new_laboratory(label_studio, backend, source)
-
-
-def problem(laboratory: Laboratory) -> str | None:
-    """What /ready and /health say is wrong, None while all is well."""
-    address = laboratory.backend.address
-    ready = httpx.get(f"{address.url}/ready", auth=(address.user, address.password))
-    health = httpx.get(f"{address.url}/health")
-    assert health.status_code == 200
-    if ready.status_code != 503:
-        return None
-    assert health.json()["problem"]
-    return str(ready.json()["state"])
+    with (
+        backend.running(CELLAI_RECONCILE_SECONDS="5", CELLAI_FEATURE_CACHE_GB="0.02"),
+        new_laboratory(label_studio, backend, source) as laboratory,
+    ):
+        yield laboratory
 
 
 def test_full_disk(
     label_studio: OwnLabelStudio, own_backend: OwnBackend, small_sample: Path, tmp_path: Path
 ) -> None:
+    """The disk of the data directory is full, until room is made."""
     with (
         small_disk(tmp_path / "disk") as disk,
         laboratory_on(disk, label_studio, own_backend, small_sample) as laboratory,
     ):
         filler = fill(disk)
         laboratory.annotate(5)
-        said = wait_until(lambda: problem(laboratory), deadline_s=30, what="503 of a full disk")
+        said = wait_until(laboratory.problem, deadline_s=DEADLINE_S, what="503 of a full disk")
         assert "is full" in said
+        note_seen("/ready: is full")
         filler.unlink()
         laboratory.check()
 
@@ -94,16 +91,19 @@ def test_full_disk(
 def test_disk_that_becomes_read_only(
     label_studio: OwnLabelStudio, own_backend: OwnBackend, small_sample: Path, tmp_path: Path
 ) -> None:
+    """The data directory becomes read-only, until it is mounted anew."""
     with (
         small_disk(tmp_path / "disk") as disk,
         laboratory_on(disk, label_studio, own_backend, small_sample) as laboratory,
     ):
         laboratory.check()
         # Files that are open for writing keep a disk from being made read-only.
-        wait_until(lambda: made_read_only(disk), deadline_s=30, what="read-only disk")
+        wait_until(lambda: made_read_only(disk), deadline_s=DEADLINE_S, what="read-only disk")
         laboratory.annotate(5)
-        said = wait_until(lambda: problem(laboratory), deadline_s=30, what="503 of a disk")
+        said = wait_until(laboratory.problem, deadline_s=DEADLINE_S, what="503 of a disk")
         assert "cannot be written" in said
+        assert f"{disk} cannot be written." in laboratory.diagnosed()
+        note_seen("/ready and doctor: cannot be written")
         remounted(disk, "rw")
         laboratory.check()
 
@@ -114,3 +114,21 @@ def made_read_only(disk: Path) -> bool:
     except subprocess.CalledProcessError:
         return False
     return True
+
+
+def test_files_that_are_overwritten(
+    label_studio: OwnLabelStudio, own_backend: OwnBackend, small_sample: Path, tmp_path: Path
+) -> None:
+    """Job store, feature cache, head and manifest of the serving version are overwritten."""
+    folder = tmp_path / "damaged"
+    with laboratory_on(folder, label_studio, own_backend, small_sample) as laboratory:
+        for pattern in ("jobs.sqlite", "features/*/features.sqlite", "head", "manifest"):
+            serving = f"models/{laboratory.project_id}/{laboratory.settle()}"
+            wanted = pattern if "sqlite" in pattern else f"{serving}/{pattern}.*"
+            (path,) = folder.glob(wanted)
+            path.write_bytes(b"not what it was " * 1000)
+            laboratory.annotate(1)
+            laboratory.check()
+        assert (folder / "jobs.sqlite.damaged").exists()
+        assert len(list(folder.glob("models/*/.damaged-*"))) == 2
+        note_times(4)
