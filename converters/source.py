@@ -29,6 +29,7 @@ from converters.errors import (
     UnreadableSourceError,
 )
 from converters.memory_limit import limited_memory
+from converters.text_columns import is_text_of_any_length, read_text
 
 BLOCK_BYTES = 64 * 2**20
 MAX_CHUNK_BYTES = 2**28
@@ -556,6 +557,8 @@ def read_rows(dataset: h5py.Dataset, start: int, stop: int) -> NDArray[Any]:
         NotHdf5Error: the stored bytes are damaged or missing.
     """
     try:
+        if is_text_of_any_length(dataset):
+            return read_text(dataset)[start:stop]
         rows: NDArray[Any] = dataset[()][np.newaxis] if dataset.ndim == 2 else dataset[start:stop]
     except _HDF5_ERRORS as error:
         name = Path(dataset.file.filename).name

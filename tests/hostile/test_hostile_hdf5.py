@@ -106,6 +106,11 @@ def test_some_hundred_cases(kind: str, count: int, tmp_path: Path) -> None:
     assert tally.outcomes["crops"] < count * 0.95
 
 
+def test_text_without_end(tmp_path: Path) -> None:
+    """Once libhdf5 spun for ever over the text of this damaged file."""
+    check(run_batch("mutations", 7083, 1, tmp_path), at_least=1)
+
+
 @pytest.mark.faults
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("kind", N_LONG)
