@@ -21,7 +21,7 @@ from converters.memory_limit import MAX_MEMORY_BYTES
 ROOT = Path(__file__).parents[2]
 CHILD = Path(__file__).with_name("read_sources.py")
 N_LONG = {"mutations": 10_000, "structures": 2_000}
-BATCH = 1000
+BATCH = 250
 N_WORKERS = 2
 # Resident size also counts pages of files that a case maps or reads.
 ALLOWED_BYTES = MAX_MEMORY_BYTES + 2**28
