@@ -83,7 +83,7 @@ class Registry:
         project = self._folder / str(version.project_id)
         project.mkdir(parents=True, exist_ok=True)
         target = project / version.version
-        if target.exists() and not self._set_aside(version):
+        if target.exists():
             raise FileExistsError(target)
         staging = Path(tempfile.mkdtemp(prefix=".publishing-", dir=project))
         try:
@@ -178,25 +178,18 @@ class Registry:
         is_sane = path.exists() and path.stat().st_size <= MAX_TENSORS_BYTES
         payload = path.read_bytes() if is_sane else b""
         if hashlib.sha256(payload).hexdigest() != version.head_sha256:
-            raise _corrupt(path, "does not match the checksum in its manifest")
+            raise ModelCorruptError(
+                f"{path} does not match the checksum in its manifest.", hint=_cure(path)
+            )
         try:
             tensors: dict[str, Tensor] = safetensors.torch.load(payload)
         except SafetensorError as error:
-            raise _corrupt(path, f"is no safetensors file ({error})") from error
+            raise ModelCorruptError(
+                f"{path} is no safetensors file ({error}).", hint=_cure(path)
+            ) from error
         if not all(tensor.isfinite().all() for tensor in tensors.values()):
-            raise _corrupt(path, "holds weights that are not finite")
+            raise ModelCorruptError(f"{path} holds weights that are not finite.", hint=_cure(path))
         return tensors
-
-    def _set_aside(self, version: Version) -> bool:
-        """Make room where a damaged version has the name; False when it is sound."""
-        project = self._folder / str(version.project_id)
-        try:
-            self.get(version.project_id, version.version)
-        except (ModelCorruptError, ModelNotFoundError):
-            kept = Path(tempfile.mkdtemp(prefix=".damaged-", dir=project))
-            (project / version.version).rename(kept / version.version)
-            return True
-        return False
 
     def prune(self, project_id: int, *, keep: int, protected: Collection[str]) -> list[str]:
         """Delete the oldest versions until `keep` are left, but none of the protected.
@@ -250,8 +243,5 @@ def _read_manifest(path: Path, project_id: int, name: str) -> Version:
     return version
 
 
-def _corrupt(path: Path, what: str) -> ModelCorruptError:
-    return ModelCorruptError(
-        f"{path} {what}.",
-        hint=f"Delete {path.parent} and press Start training in Label Studio.",
-    )
+def _cure(path: Path) -> str:
+    return f"Delete {path.parent} and press Start training in Label Studio."

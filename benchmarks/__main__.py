@@ -7,8 +7,6 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-import torch
-from threadpoolctl import threadpool_limits
 
 from backend.feature_cache import FeatureCache
 from backend.features import load_trunk
@@ -16,7 +14,7 @@ from backend.weights import resolve_weights
 from benchmarks.compute import Workload, measure_compute
 from benchmarks.label_studio_import import import_seconds
 from benchmarks.labelled_features import read_labelled_features
-from benchmarks.learning import FULL_STRATEGIES, STRATEGIES, simulate_all
+from benchmarks.learning import FULL_STRATEGIES, STRATEGIES, simulate_all, use_one_thread
 from benchmarks.model_checks import measure_model
 from benchmarks.results import Results, learning_numbers
 from converters.sample import write_sample_crops
@@ -84,7 +82,7 @@ def _measure_learning(results: Results, paths: list[Path] | None, *, full: bool)
     with ProcessPoolExecutor(
         os.cpu_count(),
         mp_context=get_context("spawn"),
-        initializer=_use_one_thread,
+        initializer=use_one_thread,
     ) as pool:
         for runs in pool.map(simulate_all, *zip(*jobs, strict=True)):
             results.add_runs(runs)
@@ -93,12 +91,6 @@ def _measure_learning(results: Results, paths: list[Path] | None, *, full: bool)
     for data in datasets:
         for name, value in measure_model(data, cache):
             results.add(f"{name}_{data.name}", value)
-
-
-def _use_one_thread() -> None:
-    """In each process, which has a core of its own; waiting threads would take the others'."""
-    torch.set_num_threads(1)
-    threadpool_limits(1)
 
 
 def _sources(paths: list[Path] | None) -> dict[str, Path]:

@@ -39,7 +39,7 @@ UInt8Array = NDArray[np.uint8]
 GEMM_SIDE = 4096
 PASSES = 50
 N_CLASSES = 5
-MASK_CROPS = 1024
+MASK_CROPS = 2048  # as many as rescoring takes at once
 MASK_PASSES = 5
 ORIGINAL_PASSES = 5  # of the project this one succeeds
 

@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from backend.acquisition import cold_start_priorities, queue_priorities
 from backend.head import Head, mc_probabilities
@@ -67,6 +69,12 @@ class Split:
     pool: LabelledFeatures
     test: LabelledFeatures
     full_macro_f1: float
+
+
+def use_one_thread() -> None:
+    """For each process, which has a core of its own; waiting threads would take the others'."""
+    torch.set_num_threads(1)
+    threadpool_limits(1)
 
 
 def simulate_all(

@@ -37,7 +37,7 @@ def test_macro_f1_after_300_queue_ordered_labels(
     with h5py.File(pool) as file:
         truth = [label.decode() for label in file["label/ground_truth"][:]]
     client = BackendClient(backend.address)
-    with backend.running(CELLAI_QUIET_SECONDS="60"):
+    with backend.running(CELLAI_QUIET_SECONDS="60", CELLAI_MAX_NEW_LABELS=str(BATCH)):
         project_id = backend.import_source(pool)
         wait_until(
             lambda: client.queue_state(project_id).is_sorted, deadline_s=300, what="cold start"

@@ -8,6 +8,7 @@ import re
 import sqlite3
 import stat
 import sys
+import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import closing
@@ -20,27 +21,33 @@ from installation import Installation
 
 PICKLED = re.compile(rb"\x80[\x02-\x05]")
 OBJECT_ARRAY = re.compile(rb"\x93NUMPY..{1,2}.{0,200}'descr': '\|O'", re.DOTALL)
-MAX_LOOKED_AT = 64
+CALLS = {"GLOBAL", "STACK_GLOBAL", "INST"}
+LOOK_AHEAD = 100_000
 
 
 def holds_pickle(content: bytes) -> bool:
-    """Whether a pickle begins anywhere in the content, or a zip file or array in it holds one."""
-    if OBJECT_ARRAY.search(content):
+    """Whether the content, or something in it, is a pickle.
+
+    Numbers look like the beginning of one now and then, so in the middle only what names code to
+    be called counts; at the beginning everything that can be read up to its end does.
+    """
+    if OBJECT_ARRAY.search(content) or _opcodes(content):
         return True
     if zipfile.is_zipfile(io.BytesIO(content)):
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             return any(holds_pickle(archive.read(name)) for name in archive.namelist())
-    starts = [match.start() for match in PICKLED.finditer(content)][:MAX_LOOKED_AT]
-    return any(_is_pickle(content[at:]) for at in {0, *starts})
+    starts = [match.start() for match in PICKLED.finditer(content)]
+    return any(CALLS & _opcodes(content[at : at + LOOK_AHEAD]) for at in starts)
 
 
-def _is_pickle(content: bytes) -> bool:
-    """Whether it can be read as a pickle up to its end, and does something on the way."""
+def _opcodes(content: bytes) -> set[str]:
+    """Of a pickle at the beginning of the content; empty where there is none."""
     try:
-        names = [opcode.name for opcode, _, _ in pickletools.genops(content)]
+        with warnings.catch_warnings(action="ignore"):  # numbers read as text warn of escapes
+            names = [opcode.name for opcode, _, _ in pickletools.genops(content)]
     except (ValueError, UnicodeDecodeError, OverflowError, IndexError):
-        return False
-    return len(names) > 2 or names[:1] == ["PROTO"]
+        return set()
+    return set(names) if len(names) > 2 or names[:1] == ["PROTO"] else set()
 
 
 def contents(path: Path) -> Iterator[bytes]:
@@ -64,7 +71,8 @@ class Custom:
 def test_the_scan_finds_pickles(value: object, protocol: int) -> None:
     pickled = pickle.dumps(value, protocol)
     assert holds_pickle(pickled)
-    assert holds_pickle(b"before" + pickled + b"after")
+    if isinstance(value, Custom | np.ndarray):
+        assert holds_pickle(b"before" + pickled + b"after")
 
 
 def test_the_scan_finds_arrays_of_objects_and_archives() -> None:

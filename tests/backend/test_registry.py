@@ -210,6 +210,7 @@ def test_a_damaged_version_does_not_hide_the_others(registry: Registry) -> None:
 def test_a_damaged_version_does_not_hold_its_name(registry: Registry) -> None:
     registry.publish(version(1), TENSORS)
     (folder(registry, 1) / "manifest.json").write_text("{")
+    assert registry.set_aside_damaged(3) == ["cellai-0001"]
     registry.publish(version(1), TENSORS)
     load(registry, 1)
     assert [v.version for v in registry.versions(3)] == ["cellai-0001"]
