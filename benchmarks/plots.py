@@ -26,7 +26,7 @@ def plot_learning(by_strategy: Mapping[str, Sequence[Run]], path: Path) -> None:
         by_strategy: runs of one data set.
         path: of the PNG file.
     """
-    figure, panels = plt.subplots(1, len(CURVES) + 1, figsize=(18, 4))
+    figure, panels = plt.subplots(1, len(CURVES) + 1, figsize=(18, 4), layout="constrained")
     for strategy, runs in by_strategy.items():
         counts = sorted({p.n_labels for run in runs for p in run.points if p.n_labels <= BUDGET})
         for panel, name in zip(panels, CURVES, strict=False):
