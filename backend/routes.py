@@ -30,7 +30,7 @@ from backend.operator_routes import install_operator_routes
 from backend.request_body import json_object
 from backend.runner_record import READY, STARTING, read_state, read_trouble
 from backend.service import Service
-from converters.errors import CellAIError
+from converters.errors import CellAIError, LabelStudioError, ProjectNotFoundError
 
 # Label Studio's own names; ANNOTATIONS_DELETED is plural there.
 NEW_LABEL_EVENTS = {"ANNOTATION_CREATED", "ANNOTATIONS_CREATED"}
@@ -48,6 +48,8 @@ STATUS_OF: dict[type[CellAIError], int] = {
     UnknownProjectError: 404,
     ModelIncompatibleError: 409,
     ModelCorruptError: 503,
+    ProjectNotFoundError: 404,
+    LabelStudioError: 503,  # it is out of reach or refuses: not this server's failure
 }
 MAX_BODY_BYTES = 256 * 1024 * 1024  # Label Studio sends whole selections to /predict
 
@@ -143,6 +145,8 @@ def webhook(service: Service) -> Response:
     """Mark the project; the job runner reads Label Studio itself."""
     body = _body()
     event = body.get("action")
+    if not isinstance(event, str):
+        raise ParametersError("`action` names no event.", hint="Send Label Studio's body.")
     project = body.get("project")
     project_id = _project_id(project.get("id") if isinstance(project, dict) else project)
     known = True

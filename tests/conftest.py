@@ -10,6 +10,7 @@ from pathlib import Path
 
 import h5py
 import pytest
+from hypothesis import settings
 from installation import (
     SHARED,
     Installation,
@@ -25,6 +26,12 @@ from converters.errors import UnreachableError
 from converters.label_studio import Connection
 from converters.launcher import LABEL_STUDIO_ENVIRONMENT, label_studio_command
 from converters.project import BackendAddress
+
+# A gate must judge the change and not the dice: what hypothesis draws is the same in every run.
+# `HYPOTHESIS_PROFILE=drawn pytest …` draws anew.
+settings.register_profile("same", derandomize=True)
+settings.register_profile("drawn", derandomize=False)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 pytest_plugins = ["browser_fixtures", "hdf5_fixtures", "fault_fixtures", "fault_table"]
 
