@@ -24,13 +24,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.crops import FRAME_FACTOR, ReadOptions
+from converters.dataset_checks import image_size
 from converters.durable import sync
 from converters.errors import ExportError, OutputError, SourceChangedError
 from converters.hdf5_copy import check_unchanged, copy_hdf5
 from converters.label_writing import WrittenLabels, check_labels, keep_old, write_labels
 from converters.labels import ChosenLabel, chosen_label
 from converters.layouts import Layout, recognise
-from converters.source import Hdf5Source, fingerprint, image_size
+from converters.source import Hdf5Source, fingerprint
 
 CSV_NAME = "labels.csv"
 CELLS = "cellai/cells"

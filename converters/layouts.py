@@ -12,18 +12,16 @@ from typing import Any, ClassVar, Self
 
 import h5py
 
-from converters.errors import ShapeMismatchError, UnknownLayoutError
-from converters.label_columns import is_label_column
-from converters.source import (
+from converters.dataset_checks import (
     MAX_COLOUR_CHANNELS,
-    Hdf5Source,
-    Node,
     check_chunks,
     check_images,
     check_volume,
-    count_rows,
     image_size,
 )
+from converters.errors import ShapeMismatchError, UnknownLayoutError
+from converters.label_columns import is_label_column
+from converters.source import Hdf5Source, Node, count_rows
 
 LABEL_NAMES = frozenset(
     {"label", "labels", "ground_truth", "class", "classes", "class_name", "celltype", "cell_type"}

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from converters.dataset_checks import MAX_IMAGE_PX
 from converters.errors import UnreadableSourceError
 from converters.images import FULL_SCALE_SAMPLES, SourceImage, as_rgb, full_scale
 from converters.problems import Problems
-from converters.source import MAX_IMAGE_PX
 
 PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff"})
 HDF5_SUFFIXES = frozenset({".h5", ".hdf5", ".hdf", ".seg", ".pre", ".rtdc"})

@@ -1,4 +1,4 @@
-"""Files as user input: safe opening, links, checks before allocating, aligned reading, fingerprint.
+"""Files as user input: safe opening, links, aligned reading, fingerprint.
 
 What the datasets mean is known to `layouts`; here they are only found, checked and read.
 """
@@ -7,7 +7,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -19,12 +19,11 @@ import hdf5plugin  # noqa: F401  registers Zstandard, Blosc, LZ4 ... before the 
 import numpy as np
 from numpy.typing import NDArray
 
+from converters.dataset_checks import HDF5_ERRORS, check_chunks, check_filters, damage_named
 from converters.errors import (
     BrokenLinkError,
     EmptySourceError,
-    MissingFilterError,
     NotHdf5Error,
-    ShapeMismatchError,
     SourceError,
     UnreadableSourceError,
 )
@@ -32,23 +31,11 @@ from converters.memory_limit import limited_memory
 from converters.text_columns import is_text_of_any_length, read_text
 
 BLOCK_BYTES = 64 * 2**20
-MAX_CHUNK_BYTES = 2**28
-MAX_IMAGE_PX = 24 * 10**6
-MAX_COLOUR_CHANNELS = 4
-MAX_ITEM_BYTES = 8
 MAX_LINK_DEPTH = 16
 # Links that one path may lead through: a chain of ten links to ten links ... never ends.
 MAX_LINKS = 200
 # Datasets that one virtual dataset may be put together from, those within others counted each time.
 MAX_VIRTUAL_PARTS = 10_000
-MIN_STORED_SHARE = 0.5
-FREE_CHUNK_BYTES = 2**16
-# A file may declare this much whatever its size, and beyond it so many bytes per stored byte. The
-# masks of RT-DC files pack best (about 1:100), beside pictures that hardly pack at all.
-FREE_BYTES = 2**28
-MAX_UNPACKING = 250
-
-_HDF5_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,12 +145,12 @@ class Hdf5Source:
         return [name for name in self._members(self._root(self.file)) if isinstance(name, str)]
 
     def _root(self, file: h5py.File) -> h5py.Group:
-        with _damage_named(self.name, "/"):
+        with damage_named(self.name, "/"):
             return file["/"]
 
     def _members(self, group: h5py.Group) -> list[str | bytes]:
         """Names in a group, the last one first; bytes where they are no text."""
-        with _damage_named(self.name, str(group.name)):
+        with damage_named(self.name, str(group.name)):
             return sorted(group.keys(), key=str, reverse=True)
 
     @property
@@ -192,7 +179,7 @@ class Hdf5Source:
                 f"{self.name}: the link '{name}' leads through more than {MAX_LINK_DEPTH} links.",
                 hint="Copy the data into one file, e.g. with h5repack or h5copy.",
             )
-        with _damage_named(self.name, name):
+        with damage_named(self.name, name):
             link = group.get(name, getlink=True)
             if isinstance(link, h5py.ExternalLink | h5py.SoftLink):
                 self._count_link(name)
@@ -247,7 +234,7 @@ class Hdf5Source:
             dataset: the dataset.
             within: the virtual datasets that this one is part of.
         """
-        with _damage_named(self.name, str(dataset.name)):
+        with damage_named(self.name, str(dataset.name)):
             number = hash(dataset.id)
             if number not in self._parts:
                 check_filters(dataset, source=self.name)
@@ -293,18 +280,6 @@ def _as_text(name: str | bytes) -> str:
     return name if isinstance(name, str) else name.decode("utf-8", "replace")
 
 
-@contextmanager
-def _damage_named(source: str, where: str) -> Iterator[None]:
-    """Turns what h5py raises on damaged structures into one sentence."""
-    try:
-        yield
-    except _HDF5_ERRORS as error:
-        raise NotHdf5Error(
-            f"{source}: '{where}' cannot be read; the file is damaged or truncated ({error}).",
-            hint="Copy it again from where it was recorded and compare the sizes.",
-        ) from error
-
-
 def _open(path: Path) -> h5py.File:
     _check_readable(path)
     try:
@@ -313,7 +288,7 @@ def _open(path: Path) -> h5py.File:
         if "already open for write" in str(error):
             return _open_written(path)
         raise _not_hdf5(path, error) from error
-    except _HDF5_ERRORS as error:
+    except HDF5_ERRORS as error:
         raise _not_hdf5(path, error) from error
 
 
@@ -321,7 +296,7 @@ def _open_written(path: Path) -> h5py.File:
     """A file that another program is writing in HDF5's single-writer mode."""
     try:
         return h5py.File(path, "r", locking=False, swmr=True)
-    except _HDF5_ERRORS as error:
+    except HDF5_ERRORS as error:
         raise UnreadableSourceError(
             f"{path.name} is being written by another program, or was left open by a crash.",
             hint="Close the program, or clear the flag with `h5clear -s`.",
@@ -368,178 +343,6 @@ def _not_hdf5(path: Path, error: Exception) -> NotHdf5Error:
     )
 
 
-def check_filters(dataset: h5py.Dataset, *, source: str) -> None:
-    """Refuses a dataset whose compression cannot be undone here.
-
-    Raises:
-        MissingFilterError: names the filter by number and name.
-    """
-    creation = dataset.id.get_create_plist()
-    for position in range(creation.get_nfilters()):
-        code, _, _, name = creation.get_filter(position)
-        if not h5py.h5z.filter_avail(code):
-            text = name.decode("ascii", "replace") or "unnamed"
-            raise MissingFilterError(
-                f"{source}: '{dataset.name}' is compressed with HDF5 filter {code} ({text}), "
-                "which is not installed.",
-                hint="Install its HDF5 plugin, or rewrite the file with `h5repack -f GZIP=4`.",
-            )
-
-
-def check_images(dataset: h5py.Dataset, *, source: str) -> None:
-    """Refuses an image dataset whose declared shape cannot be true, before anything is allocated.
-
-    Args:
-        dataset: images, shape (H, W), (N, H, W) or (N, H, W, C), any numeric dtype.
-        source: name for the message.
-
-    Raises:
-        EmptySourceError: no image, or none stored.
-        ShapeMismatchError: not images of numbers, too large, or far more declared than stored.
-    """
-    with _damage_named(source, dataset.name):
-        _check_images(dataset, f"{source}: '{dataset.name}'")
-
-
-def _check_images(dataset: h5py.Dataset, where: str) -> None:
-    shape = dataset.shape
-    if shape is None or dataset.ndim not in (2, 3, 4) or dataset.dtype.kind not in "buif":
-        raise ShapeMismatchError(
-            f"{where} has shape {shape} and type {dataset.dtype}, which are not images.",
-            hint="Images are numbers of shape (N, H, W) or (N, H, W, C).",
-        )
-    if dataset.dtype.itemsize > MAX_ITEM_BYTES or (
-        dataset.ndim == 4 and shape[3] > MAX_COLOUR_CHANNELS
-    ):
-        raise ShapeMismatchError(
-            f"{where} has shape {shape} and type {dataset.dtype}: too wide for a picture.",
-            hint="Images have at most 4 channels of at most 64 bits.",
-        )
-    if 0 in shape:
-        raise EmptySourceError(
-            f"{where} holds no image (shape {shape}).", hint="Choose a file with cells."
-        )
-    height, width = image_size(dataset)
-    if height * width > MAX_IMAGE_PX:
-        raise ShapeMismatchError(
-            f"{where} declares images of {width}x{height} px, more than {MAX_IMAGE_PX:,} px.",
-            hint="Cut the images into fields before importing them.",
-        )
-    _check_storage(dataset, where)
-
-
-def _check_storage(dataset: h5py.Dataset, where: str) -> None:
-    if dataset.is_virtual:
-        _check_mapping(dataset, where)
-        return
-    if dataset.external:
-        _check_external_length(dataset, where)
-        return
-    if dataset.id.get_storage_size() == 0:
-        raise EmptySourceError(
-            f"{where} declares {dataset.shape} but stores nothing.",
-            hint="The writer stopped before the first image; record or copy it again.",
-        )
-    if not dataset.chunks:
-        return
-    check_chunks(dataset, where)
-    sides = zip(dataset.shape, dataset.chunks, strict=True)
-    declared = math.prod(-(-size // chunk) for size, chunk in sides)
-    stored = dataset.id.get_num_chunks()
-    if stored < MIN_STORED_SHARE * declared:
-        raise ShapeMismatchError(
-            f"{where} declares {dataset.shape} but stores only {stored:,} of {declared:,} chunks.",
-            hint="The writer was interrupted or the shape is wrong; record or copy it again.",
-        )
-
-
-def check_chunks(dataset: h5py.Dataset, where: str) -> None:
-    """Refuses chunks that would unfold to more than they should; `where` is for the message.
-
-    libhdf5 gives a filter all the memory it asks for. No filter makes data twice as long, so a
-    longer chunk unfolds to something else than it declares.
-
-    Raises:
-        ShapeMismatchError: a chunk has more than `MAX_CHUNK_BYTES` bytes, or is stored in more than
-            twice its size.
-    """
-    if dataset.chunks is None:
-        return
-    chunks = dataset.chunks
-    whole = math.prod(chunks) * dataset.dtype.itemsize
-    if whole > MAX_CHUNK_BYTES:
-        raise ShapeMismatchError(
-            f"{where} has chunks of {chunks}, more than {MAX_CHUNK_BYTES:,} bytes each.",
-            hint="Rewrite it with smaller chunks, e.g. `h5repack -l CHUNK=16x512x512`.",
-        )
-    longest = 0
-
-    def look(chunk: h5py.h5d.StoreInfo) -> None:
-        nonlocal longest
-        longest = max(longest, int(chunk.size))
-
-    dataset.id.chunk_iter(look)
-    if longest > 2 * whole + FREE_CHUNK_BYTES:
-        raise ShapeMismatchError(
-            f"{where} stores {longest:,} bytes in a chunk of {whole:,} bytes.",
-            hint="The file is damaged or made to harm; record or copy it again.",
-        )
-
-
-def check_volume(datasets: Sequence[h5py.Dataset], *, source: str, stored_bytes: int) -> None:
-    """Refuses datasets that unfold to many times what is stored, as bombs do.
-
-    Args:
-        datasets: all that are read together.
-        source: name for the message.
-        stored_bytes: length of the file or files.
-
-    Raises:
-        ShapeMismatchError: they declare more than `FREE_BYTES` and more than `MAX_UNPACKING` times
-            the length of the file.
-    """
-    declared = sum(dataset.size * dataset.dtype.itemsize for dataset in datasets)
-    if declared > max(FREE_BYTES, MAX_UNPACKING * stored_bytes):
-        raise ShapeMismatchError(
-            f"{source} declares {declared:,} bytes of images but is only {stored_bytes:,} long.",
-            hint="The shape is wrong or the images are all alike; record or copy it again.",
-        )
-
-
-def _check_external_length(dataset: h5py.Dataset, where: str) -> None:
-    """Refuses raw storage shorter than the dataset; HDF5 would read zeros beyond its end."""
-    stored = sum(
-        min(size, max(0, Path(filename).stat().st_size - offset))
-        for filename, offset, size in dataset.external
-    )
-    if stored < dataset.size * dataset.dtype.itemsize:
-        raise ShapeMismatchError(
-            f"{where} declares {dataset.shape} but its raw file holds only {stored:,} bytes.",
-            hint="Copy that file again from where it was recorded.",
-        )
-
-
-def _check_mapping(dataset: h5py.Dataset, where: str) -> None:
-    """Refuses a virtual dataset most of which maps to nothing, and would be read as zeros."""
-    try:
-        mapped = sum(source.vspace.get_select_npoints() for source in dataset.virtual_sources())
-    except RuntimeError:
-        return  # an unlimited selection is as long as its source
-    if mapped < MIN_STORED_SHARE * dataset.size:
-        raise ShapeMismatchError(
-            f"{where} declares {dataset.shape} but maps only {mapped:,} values to a source.",
-            hint="Write the virtual dataset again with the shape of what it refers to.",
-        )
-
-
-def image_size(dataset: h5py.Dataset) -> tuple[int, int]:
-    """Height and width in px of images (H, W), (N, H, W) or (N, H, W, C); 0 if it has none."""
-    if dataset.shape is None or dataset.ndim < 2:
-        return 0, 0
-    shape = dataset.shape if dataset.ndim == 2 else dataset.shape[1:3]
-    return int(shape[0]), int(shape[1])
-
-
 def count_rows(dataset: h5py.Dataset) -> int:
     """Number of images, labels or groups; a two-dimensional dataset is one image.
 
@@ -560,7 +363,7 @@ def read_rows(dataset: h5py.Dataset, start: int, stop: int) -> NDArray[Any]:
         if is_text_of_any_length(dataset):
             return read_text(dataset)[start:stop]
         rows: NDArray[Any] = dataset[()][np.newaxis] if dataset.ndim == 2 else dataset[start:stop]
-    except _HDF5_ERRORS as error:
+    except HDF5_ERRORS as error:
         name = Path(dataset.file.filename).name
         raise NotHdf5Error(
             f"{name}: rows {start} to {stop - 1} of '{dataset.name}' cannot be read ({error}).",

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from converters.dataset_checks import check_images
 from converters.errors import (
     BrokenLinkError,
     EmptySourceError,
@@ -23,7 +24,7 @@ from converters.errors import (
     SourceError,
     UnreadableSourceError,
 )
-from converters.source import Hdf5Source, check_images, fingerprint, read_aligned, read_rows
+from converters.source import Hdf5Source, fingerprint, read_aligned, read_rows
 
 IMAGES = np.arange(4 * 8 * 8, dtype=np.float32).reshape(4, 8, 8)
 
