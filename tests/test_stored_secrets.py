@@ -21,6 +21,7 @@ from installation import Installation
 
 PICKLED = re.compile(rb"\x80[\x02-\x05]")
 OBJECT_ARRAY = re.compile(rb"\x93NUMPY..{1,2}.{0,200}'descr': '\|O'", re.DOTALL)
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
 CALLS = {"GLOBAL", "STACK_GLOBAL", "INST"}
 LOOK_AHEAD = 100_000
 
@@ -28,26 +29,42 @@ LOOK_AHEAD = 100_000
 def holds_pickle(content: bytes) -> bool:
     """Whether the content, or something in it, is a pickle.
 
-    Numbers look like the beginning of one now and then, so in the middle only what names code to
-    be called counts; at the beginning everything that can be read up to its end does.
+    The content as a whole: whatever can be read from its first byte to its last. In the middle:
+    only what names code to be called, because numbers look like a short pickle now and then.
     """
-    if OBJECT_ARRAY.search(content) or _opcodes(content):
+    if OBJECT_ARRAY.search(content) or _length(content) == len(content):
         return True
     if zipfile.is_zipfile(io.BytesIO(content)):
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             return any(holds_pickle(archive.read(name)) for name in archive.namelist())
-    starts = [match.start() for match in PICKLED.finditer(content)]
-    return any(CALLS & _opcodes(content[at : at + LOOK_AHEAD]) for at in starts)
+    starts = (match.start() for match in PICKLED.finditer(content))
+    return any(_names_code(content[at : at + LOOK_AHEAD]) for at in starts)
 
 
-def _opcodes(content: bytes) -> set[str]:
-    """Of a pickle at the beginning of the content; empty where there is none."""
+def _length(content: bytes) -> int:
+    """Bytes of the pickle at the beginning of the content; 0 where there is none."""
     try:
         with warnings.catch_warnings(action="ignore"):  # numbers read as text warn of escapes
-            names = [opcode.name for opcode, _, _ in pickletools.genops(content)]
+            opcodes = [(opcode.name, at) for opcode, _, at in pickletools.genops(content)]
     except (ValueError, UnicodeDecodeError, OverflowError, IndexError):
-        return set()
-    return set(names) if len(names) > 2 or names[:1] == ["PROTO"] else set()
+        return 0
+    return opcodes[-1][1] + 1 if len(opcodes) > 2 or opcodes[0][0] == "PROTO" else 0
+
+
+def _names_code(content: bytes) -> bool:
+    """Whether there is a pickle at the beginning that names a module and something in it."""
+    texts: list[str] = []
+    if not _length(content):
+        return False
+    with warnings.catch_warnings(action="ignore"):
+        for opcode, argument, _ in pickletools.genops(content):
+            if opcode.name in ("GLOBAL", "INST"):
+                texts = str(argument).split(" ")
+            elif "UNICODE" in opcode.name:
+                texts.append(argument)
+            if opcode.name in CALLS and len(texts) >= 2:
+                return all(NAME.fullmatch(text) for text in texts[-2:])
+    return False
 
 
 def contents(path: Path) -> Iterator[bytes]:
