@@ -31,6 +31,7 @@ from converters.pictures import PICTURE_SUFFIXES, PictureStack, find_files, sing
 from converters.problems import Problems
 from converters.segmentation import MAX_OBJECTS, Segmented, Sensitivity, segment
 from converters.source import Hdf5Source
+from converters.structure import check_structure
 
 FRAME_FACTOR = 1.5
 PLAN_SAMPLES = 3
@@ -165,6 +166,7 @@ def open_stacks(
     elif source.path.suffix.casefold() in PICTURE_SUFFIXES:
         yield iter([PictureStack(source.name, tuple(single_picture(source.path)), problems)])
     else:
+        check_structure(source.path, name=source.name, outside_links=options.outside_links)
         with Hdf5Source(source.path, name=source.name, outside_links=options.outside_links) as file:
             yield _hdf5_stacks(file, options, problems)
 

@@ -32,6 +32,7 @@ from converters.label_writing import WrittenLabels, check_labels, keep_old, writ
 from converters.labels import ChosenLabel, chosen_label
 from converters.layouts import Layout, recognise
 from converters.source import Hdf5Source, fingerprint
+from converters.structure import check_structure
 
 CSV_NAME = "labels.csv"
 CELLS = "cellai/cells"
@@ -289,6 +290,7 @@ def _export_file(
     classes: Sequence[str],
 ) -> int:
     """Writes and verifies one copy; returns how many labels its columns hold."""
+    check_structure(file.path, name=name, outside_links=file.read.outside_links)
     with Hdf5Source(file.path, name=name, outside_links=file.read.outside_links) as source:
         layout = recognise(source, file.read.layout)
         _check_places(source, layout, tasks)

@@ -24,6 +24,7 @@ from converters.layouts import Layout, recognise
 from converters.pictures import is_picture_source
 from converters.problems import Problems
 from converters.source import Hdf5Source, count_rows, read_aligned
+from converters.structure import check_structure
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,7 @@ def inspect_source(path: Path, *, options: ReadOptions) -> Inspection:
     problems = Problems()
     if is_picture_source(path):
         return _inspect_pictures(source, options, problems)
+    check_structure(path, name=source.name, outside_links=options.outside_links)
     with Hdf5Source(path, name=source.name, outside_links=options.outside_links) as file:
         datasets = tuple(_summaries(file))
         try:
