@@ -83,6 +83,11 @@ class Laboratory:
         """All predictions of the project."""
         return list(self.connection.get("api/predictions/", project=self.project_id))
 
+    def predicted(self) -> set[int]:
+        """The tasks that the version in service has predicted."""
+        version = self.project()["model_version"]
+        return {row["task"] for row in self.predictions() if row["model_version"] == version}
+
     def settle(self) -> str:
         """Wait until a version with every submitted label sorts the queue; its name."""
         client = BackendClient(self.backend.address)
@@ -151,7 +156,7 @@ class Laboratory:
     def check_cards(self) -> None:
         """Every card shows the version in service."""
         version = self.settle()
-        files = self.backend.demo.data_dir / "files"
+        files = self.backend.files_dir
         answer = self.connection.get(
             "api/tasks/", project=self.project_id, page_size=10_000, fields="task_only"
         )

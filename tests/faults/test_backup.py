@@ -26,7 +26,7 @@ def test_restored_directory_goes_on(small_sample: Path, tmp_path: Path) -> None:
     chosen = [task["id"] for task in first.tasks()[:4]]
     for task_id in chosen:
         annotate(first.label_studio, task_id, "rbc")
-    picture = first.tasks()[0]["data"]["image"]
+    picture = first.tasks()[0]["data"]["phase"]
     first.stop()
 
     subprocess.run(backup, cwd=tmp_path, check=True)

@@ -231,6 +231,12 @@ def test_tasks_imported_while_rescoring(laboratory: Laboratory, fault_file: Path
         )
         for task_id, model in zip(answer["task_ids"], models, strict=True):
             laboratory.truth[task_id] = laboratory.truth[model]
+    # New tasks are announced by nobody; the backend finds them when it looks at the project.
+    wait_until(
+        lambda: laboratory.predicted() == laboratory.truth.keys(),
+        deadline_s=FAULT_DEADLINE_S,
+        what="predictions of the new tasks",
+    )
     laboratory.check()
 
 
@@ -337,6 +343,11 @@ def test_eight_annotators_as_fast_as_they_can(
 # --- two backends, other tokens -----------------------------------------------------------------
 
 
+def new_address() -> BackendAddress:
+    """For a backend beside the one of the laboratory."""
+    return BackendAddress(f"http://127.0.0.1:{free_port()}", "tester", "a secret")
+
+
 @pytest.mark.faults
 def test_second_backend_on_the_data_directory_waits_and_takes_over(
     label_studio: OwnLabelStudio,
@@ -345,9 +356,8 @@ def test_second_backend_on_the_data_directory_waits_and_takes_over(
     tmp_path: Path,
 ) -> None:
     """A second backend on one data directory; the first one is killed."""
-    first = replace(own_backend, data_dir=tmp_path / "shared")
-    other_port = BackendAddress(f"http://127.0.0.1:{free_port()}", "tester", "a secret")
-    second = replace(first, address=other_port)
+    first = replace(own_backend, data_dir=tmp_path / "shared", address=new_address())
+    second = replace(first, address=new_address())
     log = tmp_path / "second.log"
     with (
         first.running() as process,
@@ -374,7 +384,7 @@ def test_revoked_token_is_named_and_a_new_one_goes_on(
 
     Last of the module: the old token is gone afterwards.
     """
-    backend = replace(own_backend, data_dir=tmp_path / "token")
+    backend = replace(own_backend, data_dir=tmp_path / "token", address=new_address())
     with (
         backend.running(),
         new_laboratory(label_studio, backend, small_sample) as laboratory,
