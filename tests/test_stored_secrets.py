@@ -45,7 +45,7 @@ def _length(content: bytes) -> int:
     """Bytes of the pickle at the beginning of the content; 0 where there is none."""
     try:
         with warnings.catch_warnings(action="ignore"):  # numbers read as text warn of escapes
-            opcodes = [(opcode.name, at) for opcode, _, at in pickletools.genops(content)]
+            opcodes = [(opcode.name, at or 0) for opcode, _, at in pickletools.genops(content)]
     except (ValueError, UnicodeDecodeError, OverflowError, IndexError):
         return 0
     return opcodes[-1][1] + 1 if len(opcodes) > 2 or opcodes[0][0] == "PROTO" else 0
@@ -61,7 +61,7 @@ def _names_code(content: bytes) -> bool:
             if opcode.name in ("GLOBAL", "INST"):
                 texts = str(argument).split(" ")
             elif "UNICODE" in opcode.name:
-                texts.append(argument)
+                texts.append(str(argument))
             if opcode.name in CALLS and len(texts) >= 2:
                 return all(NAME.fullmatch(text) for text in texts[-2:])
     return False
