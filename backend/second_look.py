@@ -5,14 +5,13 @@ wrong ones among 150 it contradicted none (measured). Here the labels are dealt 
 each fold is judged by a head that learned from the others.
 """
 
-import math
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from backend.head import mc_probabilities
-from backend.training import BATCH, TrainingSettings, feature_scaling, stratified_folds, train_head
+from backend.training import TrainingSettings, feature_scaling, stratified_folds, train_head
 
 FloatArray = NDArray[np.float32]
 Float64Array = NDArray[np.float64]
@@ -22,7 +21,7 @@ FOLDS = 3
 # Half the passes over the labels tell contradictions as well (measured, docs/model.md), as long as
 # they are that many steps.
 EPOCHS_SHARE = 0.5
-MIN_STEPS = 80
+LEAST_STEPS = 80
 # With fewer, what a head without them says is a guess, and nobody's label need be doubted for it.
 MIN_LABELS = 25
 MIN_LABELS_OF_CLASS = 6
@@ -59,7 +58,8 @@ def label_confidence(
     is_judged = np.bincount(labels, minlength=n_classes)[labels] >= MIN_LABELS_OF_CLASS
     rows = [str(row) for row in range(len(labels))]
     folds = stratified_folds(labels, rows, n_folds=FOLDS, seed=settings.seed)
-    short = _shortened(settings, n_labels=len(labels))
+    epochs = max(1, round(settings.epochs * EPOCHS_SHARE))
+    short = replace(settings, epochs=epochs, least_steps=LEAST_STEPS)
     scaling = feature_scaling(features)
     for fold in range(FOLDS):
         learned, judged = folds != fold, (folds == fold) & is_judged
@@ -76,10 +76,3 @@ def label_confidence(
         )
         confidence[judged] = drawn.mean(axis=0)[np.arange(judged.sum()), labels[judged]]
     return confidence
-
-
-def _shortened(settings: TrainingSettings, *, n_labels: int) -> TrainingSettings:
-    """The same training with fewer epochs, where that leaves enough steps."""
-    steps = math.ceil(n_labels * (FOLDS - 1) / FOLDS / BATCH)
-    enough = max(round(settings.epochs * EPOCHS_SHARE), math.ceil(MIN_STEPS / steps))
-    return replace(settings, epochs=min(settings.epochs, enough))

@@ -39,23 +39,29 @@ class TrainingSettings:
     Attributes:
         learning_rate: of AdamW, at the start of a cosine to zero.
         epochs: passes over the labels.
+        least_steps: so many batches are drawn where the epochs would be fewer; with few labels
+            a head is not done after 40 of them (measured, docs/model.md).
         mc_passes: Monte-Carlo dropout passes T behind probabilities.
         seed: decides initialisation, batches, dropout and folds.
     """
 
     learning_rate: float = 1e-3
     epochs: int = 40
+    least_steps: int = 320
     mc_passes: int = 50
     seed: int = 0
 
     @classmethod
     def of(cls, parameters: ProjectParameters, *, seed: int) -> "TrainingSettings":
-        """What a project's parameters say; the defaults where they say nothing."""
+        """What a project's parameters say; the defaults where they say nothing.
+
+        Epochs that somebody asked for are made as they are, however few steps they take.
+        """
         settings = cls(mc_passes=parameters.mc_passes, seed=seed)
         if parameters.learning_rate is not None:
             settings = replace(settings, learning_rate=parameters.learning_rate)
         if parameters.epochs is not None:
-            settings = replace(settings, epochs=parameters.epochs)
+            settings = replace(settings, epochs=parameters.epochs, least_steps=0)
         return settings
 
 
@@ -169,7 +175,7 @@ def train_head(
     n_classes: int,
     settings: TrainingSettings,
 ) -> Head:
-    """A fresh head after `epochs` of class-balanced batches.
+    """A fresh head after `epochs`, or `least_steps`, of class-balanced batches.
 
     Args:
         views: one or more (N, D) of the same crops; each draw takes one of them.
@@ -190,7 +196,7 @@ def train_head(
         lr=settings.learning_rate,
         fused=True,
     )
-    steps = settings.epochs * math.ceil(len(labels) / BATCH)
+    steps = max(settings.epochs * math.ceil(len(labels) / BATCH), settings.least_steps)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     inputs = head.standardise(torch.from_numpy(np.concatenate(views)))
     targets = torch.from_numpy(labels)
