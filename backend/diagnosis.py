@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sqlite3
 import time
 from pathlib import Path
 from typing import Any
@@ -40,17 +41,7 @@ def diagnose(settings: Settings, store: JobStore) -> dict[str, Any]:
             "memory_bytes": psutil.virtual_memory().total,
         },
         "disks": [_disk(folder) for folder in (settings.data_dir, settings.files_dir)],
-        "projects": [
-            {
-                "project_id": project.id,
-                "n_tasks": project.n_tasks,
-                "waiting_seconds": time.time() - project.last_event_at
-                if project.events != project.handled
-                else None,
-            }
-            | _jobs(store.jobs(project.id))
-            for project in store.projects()
-        ],
+        "projects": _projects(store),
     }
 
 
@@ -78,6 +69,24 @@ def storage_problem(settings: Settings) -> str:
     if disk["free_bytes"] < LEAST_FREE_BYTES:
         return f"The disk of the data directory {settings.data_dir} is full."
     return ""
+
+
+def _projects(store: JobStore) -> list[dict[str, Any]]:
+    """The projects; none where the store cannot be opened, of which the disks tell the reason."""
+    try:
+        return [
+            {
+                "project_id": project.id,
+                "n_tasks": project.n_tasks,
+                "waiting_seconds": time.time() - project.last_event_at
+                if project.events != project.handled
+                else None,
+            }
+            | _jobs(store.jobs(project.id))
+            for project in store.projects()
+        ]
+    except sqlite3.OperationalError:
+        return []
 
 
 def _jobs(jobs: list[Job]) -> dict[str, Any]:

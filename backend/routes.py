@@ -7,6 +7,7 @@ among all projects. No request works: webhooks only mark a project, predictions 
 
 import logging
 import re
+import sqlite3
 import time
 import uuid
 from collections.abc import Callable
@@ -30,6 +31,7 @@ from backend.operator_routes import install_operator_routes
 from backend.request_body import json_object
 from backend.runner_record import READY, STARTING, read_state, read_trouble
 from backend.service import Service
+from backend.settings import Settings
 from converters.errors import CellAIError, LabelStudioError, ProjectNotFoundError
 
 # Label Studio's own names; ANNOTATIONS_DELETED is plural there.
@@ -94,6 +96,9 @@ def install_routes(app: Flask, service: Service) -> None:
     app.after_request(_log_request)
     app.register_error_handler(CellAIError, _explain)
     app.register_error_handler(HTTPException, _describe)
+    app.register_error_handler(
+        sqlite3.OperationalError, lambda error: _unusable(service.settings, error)
+    )
     # The library answers the last three with the error's own text.
     for kind in (Exception, FileNotFoundError, AssertionError, IndexError):
         app.register_error_handler(kind, _hide)
@@ -266,6 +271,13 @@ def _explain(error: CellAIError) -> Response:
 
 def _describe(error: HTTPException) -> tuple[Response, int]:
     return jsonify({"error": error.description, "hint": ""}), error.code or 500
+
+
+def _unusable(settings: Settings, error: sqlite3.OperationalError) -> tuple[Response, int]:
+    """The job store cannot be opened or written; what a webhook missed is found afterwards."""
+    _log.error("%s %s: the job store cannot be used: %s", request.method, request.path, error)
+    problem = storage_problem(settings) or f"The data directory {settings.data_dir} cannot be used."
+    return jsonify({"error": problem, "hint": "cellai doctor says more."}), 503
 
 
 def _hide(error: Exception) -> tuple[Response, int]:

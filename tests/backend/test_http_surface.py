@@ -5,6 +5,7 @@ reach. tests/test_http.py asks a few of the same over real HTTP.
 """
 
 import json
+import sqlite3
 import warnings
 from base64 import b64encode
 from collections.abc import Iterator
@@ -260,3 +261,23 @@ def test_deeply_nested_json_is_refused(client: FlaskClient) -> None:
             path, data=body, content_type="application/json", headers=basic(USER, PASSWORD)
         )
         check(answer)
+
+
+def test_store_that_cannot_be_opened_is_named(
+    app: Flask, client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a folder that became read-only: the webhook is answered 503, the diagnosis given."""
+
+    def closed(*_: object, **__: object) -> None:
+        raise sqlite3.OperationalError("unable to open database file")
+
+    monkeypatch.setattr("backend.jobs.JobStore.projects", closed)
+    monkeypatch.setattr("backend.jobs.JobStore.mark", closed)
+    event = {"action": "ANNOTATION_CREATED", "project": {"id": 1}}
+    answer = client.post("/webhook", json=event, headers=basic(USER, PASSWORD))
+    assert answer.status_code == 503
+    assert "cannot be used" in json.loads(answer.text)["error"]
+    assert "Traceback" not in answer.text
+    diagnosis = client.get("/diagnosis", headers=basic(USER, PASSWORD))
+    assert diagnosis.status_code == 200
+    assert json.loads(diagnosis.text)["projects"] == []
