@@ -32,7 +32,7 @@ def holds_pickle(content: bytes) -> bool:
     The content as a whole: whatever can be read from its first byte to its last. In the middle:
     only what names code to be called, because numbers look like a short pickle now and then.
     """
-    if OBJECT_ARRAY.search(content) or _length(content) == len(content):
+    if OBJECT_ARRAY.search(content) or 0 < _length(content) == len(content):
         return True
     if zipfile.is_zipfile(io.BytesIO(content)):
         with zipfile.ZipFile(io.BytesIO(content)) as archive:

@@ -45,13 +45,18 @@ def small_disk(folder: Path) -> Iterator[Path]:
         subprocess.run([UMOUNT, "--lazy", folder], check=True)
 
 
-def cover(folder: Path) -> None:
-    """Puts the folder, read-only, over itself.
+@contextmanager
+def covered(folder: Path) -> Iterator[None]:
+    """The folder lies, read-only, over itself until the block ends.
 
     What is open for writing stays so, and would keep the disk itself from being made read-only.
     """
     subprocess.run([MOUNT, "--bind", folder, folder], check=True)
-    subprocess.run([MOUNT, "-o", "remount,bind,ro", folder], check=True)
+    try:
+        subprocess.run([MOUNT, "-o", "remount,bind,ro", folder], check=True)
+        yield
+    finally:
+        subprocess.run([UMOUNT, "--lazy", folder], check=True)
 
 
 def fill(folder: Path) -> Path:
@@ -102,13 +107,12 @@ def test_disk_that_becomes_read_only(
         laboratory_on(disk, label_studio, own_backend, small_sample) as laboratory,
     ):
         laboratory.check()
-        cover(disk)
-        laboratory.annotate(5)
-        said = wait_until(laboratory.problem, deadline_s=DEADLINE_S, what="503 of a disk")
-        assert "cannot be written" in said
-        assert f"{disk} cannot be written." in laboratory.diagnosed()
-        note_seen("/ready and doctor: cannot be written")
-        subprocess.run([UMOUNT, "--lazy", disk], check=True)
+        with covered(disk):
+            laboratory.annotate(5)
+            said = wait_until(laboratory.problem, deadline_s=DEADLINE_S, what="503 of a disk")
+            assert "cannot be written" in said
+            assert f"{disk} cannot be written." in laboratory.diagnosed()
+            note_seen("/ready and doctor: cannot be written")
         laboratory.check()
 
 
