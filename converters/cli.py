@@ -57,6 +57,7 @@ from converters.project import (
     check_labels,
     connect_backend,
     create_project,
+    default_title,
     export_tasks,
     import_sources,
     link_report,
@@ -196,7 +197,7 @@ def import_command(
         xml = _label_config(label_config, classes)
         check_labels(sources, read_label_config(xml), options)
         project = create_project(
-            connection, title=title or f"CellAI: {sources[0].name}", label_config=xml
+            connection, title=title or default_title(sources[0]), label_config=xml
         )
         console.print(f"Project {project} created; --project {project} goes on with it.")
     if blind is not None:

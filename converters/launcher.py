@@ -27,6 +27,7 @@ from converters.project import (
     check_labels,
     connect_backend,
     create_project,
+    default_title,
     import_sources,
     link_report,
     show_predictions,
@@ -140,9 +141,10 @@ class Launcher:
         if project_id is None:
             config = read_label_config(self._options.label_config)
             check_labels(sources, config, self._options.import_options)
-            title = f"CellAI: {sources[0].name}"
             project_id = create_project(
-                self._connection, title=title, label_config=self._options.label_config
+                self._connection,
+                title=default_title(sources[0]),
+                label_config=self._options.label_config,
             )
             self.connection_file = replace(self.connection_file, project_id=project_id)
             self.connection_file.write(self._data_dir)

@@ -40,6 +40,7 @@ from converters.tasks import TaskPaths, annotation, pictures, task_data
 BATCH = 500
 PAGE = 10_000
 BACKEND_TITLE = "CellAI"
+TITLE_LENGTH = (3, 50)  # fewest and most characters of a project's title in Label Studio 1.23.2
 SAMPLING = "Uncertainty sampling"
 REPORT_LINE = "Progress report: "
 # What the backend needs to hear of; more would make imports slow (whole tasks are sent).
@@ -94,12 +95,27 @@ class ImportReport:
     problems: Problems = field(default_factory=Problems)
 
 
+def default_title(source: Path) -> str:
+    """Title of a project that is named after its first source, as long as Label Studio allows."""
+    title = f"CellAI: {source.name}"
+    return title if len(title) <= TITLE_LENGTH[1] else title[: TITLE_LENGTH[1] - 1] + "…"
+
+
 def create_project(connection: Connection, *, title: str, label_config: str) -> int:
     """Create a project that serves the lowest score first, with tabs to match; returns its id.
 
     The tabs must be there before anybody opens the project: Label Studio would add a default
     one, whose order a link to the labelling page would follow instead of the score.
+
+    Raises:
+        ConfigurationError: the title is shorter or longer than Label Studio allows.
     """
+    shortest, longest = TITLE_LENGTH
+    if not shortest <= len(title) <= longest:
+        raise ConfigurationError(
+            f"The title {title!r} has {len(title)} characters.",
+            hint=f"Label Studio takes titles of {shortest} to {longest}: choose another --title.",
+        )
     project = connection.post(
         "api/projects/",
         {

@@ -1,5 +1,6 @@
 """Import is resumable and idempotent, and works with either kind of token."""
 
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -11,7 +12,7 @@ from installation import CELLAI, Installation, run_cellai, wait_until
 
 from converters.label_config import TEMPLATE_PATH
 from converters.label_studio import Connection
-from converters.project import BATCH, create_project
+from converters.project import BATCH, create_project, default_title
 
 pytestmark = pytest.mark.label_studio
 
@@ -61,6 +62,26 @@ def test_killed_import_goes_on_without_loss_or_doubles(
     assert third.returncode == 0, third.stderr
     assert f"0 cells imported, 0 of them labelled; {N_CELLS} were there already" in third.stderr
     assert _project(demo, project_id)["task_number"] == N_CELLS
+
+
+def test_file_with_a_long_name_gives_a_project_of_a_short_one(
+    demo: Installation, sample_file: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / f"{'patient-17_measurement_' * 4}.seg"
+    shutil.copy(sample_file, source)
+    arguments = (source, "--limit", 1, "--data-dir", demo.data_dir)
+    answer = run_cellai("import", *arguments, "--title", source.name)
+    assert answer.returncode == 2
+    assert "96 characters" in answer.stderr
+    assert "3 to 50" in answer.stderr
+
+    project_id = create_project(
+        demo.label_studio, title=default_title(source), label_config=TEMPLATE_PATH.read_text()
+    )
+    title = _project(demo, project_id)["title"]
+    assert title == "CellAI: patient-17_measurement_patient-17_measure…"
+    answer = run_cellai("import", *arguments, "--project", project_id)
+    assert answer.returncode == 0, answer.stderr
 
 
 def test_both_kinds_of_token_work(demo: Installation) -> None:
