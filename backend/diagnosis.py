@@ -3,6 +3,7 @@
 import os
 import shutil
 import sqlite3
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -64,10 +65,10 @@ def label_studio_problem(settings: Settings) -> str:
 def storage_problem(settings: Settings) -> str:
     """Why nothing can be stored in the data directory, in a sentence; '' when it can."""
     disk = _disk(settings.data_dir)
-    if not disk["is_writable"]:
-        return f"The data directory {settings.data_dir} cannot be written."
-    if disk["free_bytes"] < LEAST_FREE_BYTES:
+    if disk["free_bytes"] is not None and disk["free_bytes"] < LEAST_FREE_BYTES:
         return f"The disk of the data directory {settings.data_dir} is full."
+    if disk["refusal"]:
+        return f"The data directory {settings.data_dir} cannot be written: {disk['refusal']}."
     return ""
 
 
@@ -105,9 +106,18 @@ def _jobs(jobs: list[Job]) -> dict[str, Any]:
 
 
 def _disk(folder: Path) -> dict[str, Any]:
-    exists = folder.is_dir()
     return {
         "folder": str(folder),
-        "is_writable": exists and os.access(folder, os.W_OK),
-        "free_bytes": shutil.disk_usage(folder).free if exists else None,
+        "refusal": _refusal(folder),
+        "free_bytes": shutil.disk_usage(folder).free if folder.is_dir() else None,
     }
+
+
+def _refusal(folder: Path) -> str:
+    """Why nothing can be written there, '' when something can; only writing tells of a quota."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(4096))
+    except OSError as error:
+        return str(error.strerror)
+    return ""

@@ -81,9 +81,11 @@ def _machine(machine: Mapping[str, Any], runner: Mapping[str, Any]) -> Check:
 
 def _disk(disk: Mapping[str, Any]) -> Check:
     folder = disk["folder"]
-    if not disk["is_writable"]:
+    if disk["refusal"]:
         return problem(
-            "Disk", f"{folder} cannot be written.", "Make the folder and give it to the backend."
+            "Disk",
+            f"{folder} cannot be written: {disk['refusal']}.",
+            "The backend's user must be able to write files there.",
         )
     free_gb = disk["free_bytes"] / GB
     found = f"{free_gb:.1f} GB free at {folder}"

@@ -396,7 +396,7 @@ def healthy_facts() -> dict[str, Any]:
             "trunk_id": "t",
         },
         "machine": {"cores": 4, "memory_bytes": 8e9},
-        "disks": [{"folder": "/data", "is_writable": True, "free_bytes": 5e10}],
+        "disks": [{"folder": "/data", "refusal": "", "free_bytes": 5e10}],
         "projects": [],
     }
 

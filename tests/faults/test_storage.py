@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from fault_table import note_seen, note_times
 from installation import OwnBackend, wait_until
@@ -19,6 +20,7 @@ from laboratory import Laboratory, new_laboratory
 from own_label_studio import OwnLabelStudio
 
 from backend.diagnosis import LEAST_FREE_BYTES
+from backend.runner_record import read_runner
 
 pytestmark = [pytest.mark.label_studio, pytest.mark.faults]
 
@@ -57,6 +59,22 @@ def covered(folder: Path) -> Iterator[None]:
         yield
     finally:
         subprocess.run([UMOUNT, "--lazy", folder], check=True)
+
+
+@contextmanager
+def files_limited(data_dir: Path) -> Iterator[None]:
+    """No process of a backend may write beyond the first byte of a file until the block ends."""
+    runner = read_runner(data_dir)
+    assert runner is not None
+    master = psutil.Process(runner.pid).parents()[1]
+    soft, hard = master.rlimit(psutil.RLIMIT_FSIZE)
+    for process in [master, *master.children(recursive=True)]:
+        process.rlimit(psutil.RLIMIT_FSIZE, (1, hard))
+    try:
+        yield
+    finally:  # others than before, if one of them ended
+        for process in [master, *master.children(recursive=True)]:
+            process.rlimit(psutil.RLIMIT_FSIZE, (soft, hard))
 
 
 def fill(folder: Path) -> Path:
@@ -111,8 +129,23 @@ def test_disk_that_becomes_read_only(
             laboratory.annotate(5)
             said = wait_until(laboratory.problem, deadline_s=DEADLINE_S, what="503 of a disk")
             assert "cannot be written" in said
-            assert f"{disk} cannot be written." in laboratory.diagnosed()
+            assert f"{disk} cannot be written: Read-only file system." in laboratory.diagnosed()
             note_seen("/ready and doctor: cannot be written")
+        laboratory.check()
+
+
+def test_files_that_may_not_grow(
+    label_studio: OwnLabelStudio, own_backend: OwnBackend, small_sample: Path, tmp_path: Path
+) -> None:
+    """No file of the backend may become longer than a byte (RLIMIT_FSIZE), as with a quota."""
+    folder = tmp_path / "quota"
+    with laboratory_on(folder, label_studio, own_backend, small_sample) as laboratory:
+        with files_limited(folder):
+            laboratory.annotate(5)
+            said = wait_until(laboratory.problem, deadline_s=DEADLINE_S, what="503 of a quota")
+            assert "cannot be written: File too large" in said
+            assert f"{folder} cannot be written: File too large." in laboratory.diagnosed()
+            note_seen("/ready and doctor: cannot be written: File too large")
         laboratory.check()
 
 
