@@ -72,7 +72,7 @@ class Connection:
             TokenError: the API key is refused.
             ProjectNotFoundError: 404.
             BlockedAddressError: Label Studio will not talk to a private address.
-            LabelStudioError: any other status.
+            LabelStudioError: any other status, or no access token for the personal one.
         """
         # Importing the SDK takes a second or two, which commands without Label Studio need not pay.
         from label_studio_sdk.core.api_error import ApiError  # noqa: PLC0415
@@ -93,6 +93,12 @@ class Connection:
             ) from error
         except ApiError as error:  # the token could not be refreshed, or is not one
             raise self._refusal(error.status_code or 401, path, str(error.body)) from error
+        except ValueError as error:  # the SDK reads the answer to a refresh as JSON, whatever it is
+            raise LabelStudioError(
+                f"Label Studio at {self.url} does not exchange the personal access token: its"
+                " answer is not the JSON expected.",
+                hint="Its log says more, or that of a proxy before it.",
+            ) from error
         if response.is_success or response.status_code in accept:
             return response
         if response.has_redirect_location:

@@ -18,7 +18,7 @@ from queue_watch import QueueWatch
 from converters.backend_checks import check_backend
 from converters.backend_client import BackendClient
 from converters.check import Verdict
-from converters.errors import CellAIError, UnreachableError
+from converters.errors import CellAIError, LabelStudioError, UnreachableError
 from converters.label_studio import Connection
 
 SETTLED_DEADLINE_S = 400
@@ -52,9 +52,22 @@ class Laboratory:
     def annotate(self, count: int) -> None:
         """Label the next tasks as the page serves them."""
         for _ in range(count):
-            task = self.connection.get(f"api/projects/{self.project_id}/next")
-            annotate(self.connection, task["id"], self.truth[task["id"]])
-            self.submitted.append(task["id"])
+            task_id = self.next_task()
+            annotate(self.connection, task_id, self.truth[task_id])
+            self.submitted.append(task_id)
+
+    def next_task(self) -> int:
+        """The task that the page serves next. Label Studio writes it down; SQLite may be locked."""
+
+        def served() -> int | None:
+            try:
+                return int(self.connection.get(f"api/projects/{self.project_id}/next")["id"])
+            except UnreachableError:
+                raise
+            except LabelStudioError:
+                return None
+
+        return wait_until(served, deadline_s=60, what="next task")
 
     def annotate_into_a_crash(self, count: int) -> None:
         """Label until Label Studio dies; bring it back and see whether it has the last label."""
@@ -142,8 +155,7 @@ class Laboratory:
         scores = {row["task"]: row["score"] for row in rows if row["model_version"] == version}
         assert scores.keys() == self.truth.keys()
         still_open = scores.keys() - set(self.submitted)
-        served = self.connection.get(f"api/projects/{self.project_id}/next")["id"]
-        assert scores[served] == min(scores[task] for task in still_open)
+        assert scores[self.next_task()] == min(scores[task] for task in still_open)
         annotated = self.connection.get(f"api/projects/{self.project_id}/export", exportType="JSON")
         assert sorted(row["id"] for row in annotated) == sorted(self.submitted)
         note_check(

@@ -1,6 +1,7 @@
 """A Label Studio of the test's own, to be killed, and a proxy before it that misbehaves."""
 
 import os
+import re
 import shutil
 import socket
 import sqlite3
@@ -14,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
+import jwt
 from installation import Installation, free_port, wait_until
 
 from converters.label_studio import Connection
@@ -33,6 +35,7 @@ class OwnLabelStudio:
 
     def __init__(self, folder: Path, demo: Installation) -> None:
         self._folder = folder / "label-studio"
+        self._log = folder / "label-studio.log"
         self.files_dir = folder / "files"
         self.files_dir.mkdir()
         self._port = free_port()
@@ -55,6 +58,22 @@ class OwnLabelStudio:
         self.api_key = api_key
         self.connection = Connection(self.url, api_key)
 
+    def personal_token(self, *, lives_s: int | None = None) -> str:
+        """A new personal access token of the owner, as Label Studio would sign one that ends."""
+        for row in self.connection.get("api/token/"):  # an account has one at a time
+            self.revoke(row["token"])
+        token = str(self.connection.post("api/token/", {})["token"])
+        if lives_s is None:
+            return token
+        claims = jwt.decode(token, options={"verify_signature": False})
+        ends = claims | {"exp": int(time.time()) + lives_s}
+        (key,) = re.findall(r"SECRET_KEY='?([^'\n]+)", (self._folder / ".env").read_text())
+        return jwt.encode(ends, key, "HS256")
+
+    def revoke(self, personal_token: str) -> None:
+        """Revoke a personal access token, as its owner does on the account page."""
+        self.connection.request("POST", "api/token/blacklist/", payload={"refresh": personal_token})
+
     @property
     def database(self) -> Path:
         """Its SQLite file."""
@@ -68,17 +87,20 @@ class OwnLabelStudio:
 
     def start(self) -> None:
         """Start it, again if it was killed, on the same port."""
-        self._process = subprocess.Popen(
-            label_studio_command(self._port),
-            env=os.environ
-            | LABEL_STUDIO_ENVIRONMENT
-            | {
-                "LABEL_STUDIO_BASE_DATA_DIR": str(self._folder),
-                "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT": str(self.files_dir),
-            },
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                label_studio_command(self._port),
+                env=os.environ
+                | LABEL_STUDIO_ENVIRONMENT
+                | {
+                    "LABEL_STUDIO_BASE_DATA_DIR": str(self._folder),
+                    "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT": str(self.files_dir),
+                    "PYTHONPATH": str(Path(__file__).with_name("fault_points")),
+                    "ACCESS_TOKEN_SECONDS": "5",
+                },
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
         wait_until(lambda: answers(f"{self.url}/health"), deadline_s=180, what="Label Studio")
 
     def wait_for_death(self) -> None:

@@ -27,6 +27,7 @@ pytestmark = pytest.mark.label_studio
 ANNOTATORS = 8
 CROWD_LABELS = 500
 FAULT_DEADLINE_S = 300
+LIVES_S = 90  # a token that expires; long enough for a first version
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +54,12 @@ def laboratory(
         yield laboratory
 
 
+@pytest.fixture
+def new_backend(own_backend: OwnBackend, tmp_path: Path) -> OwnBackend:
+    """One with an empty data directory, to be started by the test."""
+    return replace(own_backend, data_dir=tmp_path / "new", address=new_address())
+
+
 def job_runner(laboratory: Laboratory) -> int:
     """Process id of the job runner."""
     record = read_runner(laboratory.backend.data_dir)
@@ -66,6 +73,17 @@ def queue_state(laboratory: Laboratory) -> Any:
         return client.queue_state(laboratory.project_id)
     finally:
         client.close()
+
+
+def not_ready(backend: OwnBackend) -> str:
+    """What /ready says once it answers 503."""
+    address = backend.address
+
+    def problem() -> str | None:
+        answer = httpx.get(f"{address.url}/ready", auth=(address.user, address.password))
+        return answer.text if answer.status_code == 503 else None
+
+    return wait_until(problem, deadline_s=FAULT_DEADLINE_S, what="503")
 
 
 @contextmanager
@@ -377,29 +395,66 @@ def test_second_backend_on_the_data_directory_waits_and_takes_over(
 
 
 @pytest.mark.faults
+@pytest.mark.parametrize(
+    ("ends", "lives_s"), [("is revoked", None), ("expires", LIVES_S)], ids=["revoked", "expires"]
+)
+def test_personal_token_that_ends_is_named_and_a_new_one_goes_on(
+    label_studio: OwnLabelStudio,
+    new_backend: OwnBackend,
+    small_sample: Path,
+    ends: str,
+    lives_s: int | None,
+) -> None:
+    """The backend's personal access token {ends} while it runs."""
+    token = label_studio.personal_token(lives_s=lives_s)
+    with (
+        new_backend.running(CELLAI_LABEL_STUDIO_API_KEY=token),
+        new_laboratory(label_studio, new_backend, small_sample) as laboratory,
+    ):
+        if lives_s is None:
+            label_studio.revoke(token)
+        laboratory.annotate(2)
+        assert "refuses the API key" in not_ready(new_backend)
+        note_seen("refuses the API key")
+    with new_backend.running(CELLAI_LABEL_STUDIO_API_KEY=label_studio.personal_token()):
+        laboratory.check()
+
+
+@pytest.mark.faults
+def test_personal_token_while_its_exchange_fails(
+    label_studio: OwnLabelStudio, new_backend: OwnBackend, proxy: FaultyProxy, small_sample: Path
+) -> None:
+    """A proxy before Label Studio answers 500, in no JSON, where personal tokens are exchanged."""
+    with (
+        new_backend.running(
+            CELLAI_LABEL_STUDIO_API_KEY=label_studio.personal_token(),
+            CELLAI_LABEL_STUDIO_URL=proxy.url,
+        ),
+        new_laboratory(label_studio, new_backend, small_sample) as laboratory,
+    ):
+        with proxy.failing("500", only="token/refresh"):
+            laboratory.annotate(2)
+            assert "does not exchange the personal access token" in not_ready(new_backend)
+            note_times(proxy.faults)
+        laboratory.check()
+
+
+@pytest.mark.faults
 def test_revoked_token_is_named_and_a_new_one_goes_on(
-    label_studio: OwnLabelStudio, own_backend: OwnBackend, small_sample: Path, tmp_path: Path
+    label_studio: OwnLabelStudio, new_backend: OwnBackend, small_sample: Path
 ) -> None:
     """The backend's token is revoked; the backend starts again with a new one.
 
     Last of the module: the old token is gone afterwards.
     """
-    backend = replace(own_backend, data_dir=tmp_path / "token", address=new_address())
     with (
-        backend.running(),
-        new_laboratory(label_studio, backend, small_sample) as laboratory,
+        new_backend.running(),
+        new_laboratory(label_studio, new_backend, small_sample) as laboratory,
     ):
         answer = label_studio.connection.post("api/current-user/reset-token/", {})
         label_studio.use_key(answer["token"])
         laboratory.annotate(2)
-        address = backend.address
-
-        def problem() -> str | None:
-            answer = httpx.get(f"{address.url}/ready", auth=(address.user, address.password))
-            return answer.text if answer.status_code == 503 else None
-
-        said = wait_until(problem, deadline_s=FAULT_DEADLINE_S, what="503")
-        assert "refuses the API key" in said
+        assert "refuses the API key" in not_ready(new_backend)
         note_seen("refuses the API key")
-    with backend.running(CELLAI_LABEL_STUDIO_API_KEY=label_studio.api_key):
+    with new_backend.running(CELLAI_LABEL_STUDIO_API_KEY=label_studio.api_key):
         laboratory.check()

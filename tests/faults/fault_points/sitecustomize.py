@@ -5,6 +5,9 @@ FAULT_FILE holds, while a fault is wanted, `POINT PID`: whoever comes to the poi
 file and kills that process, itself when PID is 0, or the process that started it for `parent`.
 With `POINT pause` the file is renamed to FAULT_FILE.paused instead, and the process goes on when
 that one is deleted. FAULT_FILE.clock holds the seconds by which the clock is wrong.
+
+With ACCESS_TOKEN_SECONDS what Label Studio gives for a personal access token lives so long. It is
+five minutes otherwise, for which Label Studio 1.23.2 has no setting.
 """
 
 import functools
@@ -13,6 +16,7 @@ import signal
 import sys
 import threading
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +100,15 @@ def _set_clock(clock_file: Path) -> None:
     time.time = wrong
 
 
+def _shorten_access_tokens() -> None:
+    """Wait until the class is there; Label Studio imports it long before it serves."""
+    token: Any = None
+    while token is None:
+        token = getattr(sys.modules.get("rest_framework_simplejwt.tokens"), "AccessToken", None)
+        time.sleep(0.01)
+    token.lifetime = timedelta(seconds=float(os.environ["ACCESS_TOKEN_SECONDS"]))
+
+
 def _install_beside() -> None:
     threading.Thread(target=_install, args=(Path(os.environ["FAULT_FILE"]),), daemon=True).start()
 
@@ -104,3 +117,5 @@ if "FAULT_FILE" in os.environ and any("backend" in word for word in sys.orig_arg
     _set_clock(Path(f"{os.environ['FAULT_FILE']}.clock"))
     _install_beside()
     os.register_at_fork(after_in_child=_install_beside)  # gunicorn's web processes
+if "ACCESS_TOKEN_SECONDS" in os.environ:
+    threading.Thread(target=_shorten_access_tokens, daemon=True).start()
