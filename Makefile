@@ -27,11 +27,13 @@ demo: setup ## start everything on generated cells; Ctrl+C stops it
 	test -f $(DATA_DIR)/sample.seg || $(BIN)/cellai sample $(DATA_DIR)/sample.seg
 	$(BIN)/cellai up $(DATA_DIR)/sample.seg --data-dir $(DATA_DIR) --port $(PORT) --backend-port $(BACKEND_PORT) $(ARGS)
 
+# Each process has a Label Studio of its own, hence as many as there is room for (3 GB each), and
+# a file's tests stay together.
 test: setup lint ## lint, type check and all tests, a real Label Studio included
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
 
 test-faults: setup ## the long tests: kills, a failing Label Studio, full disks, fuzzing; writes the table of docs/reliability.md
-	$(if $(ARGS),,FAULT_TABLE=docs/reliability.md) $(BIN)/pytest -m faults $(ARGS)
+	$(if $(ARGS),,FAULT_TABLE=docs/reliability.md) $(BIN)/pytest -m faults -n 3 --dist loadfile $(ARGS)
 
 test-soak: setup ## half an hour of labelling, SOAK_MINUTES=N for less
 	$(BIN)/pytest -m soak $(ARGS)

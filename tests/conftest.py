@@ -16,6 +16,7 @@ from installation import (
     Installation,
     OwnBackend,
     free_port,
+    new_address,
     run_cellai,
     shared_file,
     start_installation,
@@ -25,7 +26,6 @@ from installation import (
 from converters.errors import UnreachableError
 from converters.label_studio import Connection
 from converters.launcher import LABEL_STUDIO_ENVIRONMENT, label_studio_command
-from converters.project import BackendAddress
 
 # A gate must judge the change and not the dice: what hypothesis draws is the same in every run.
 # `HYPOTHESIS_PROFILE=drawn pytest …` draws anew.
@@ -33,7 +33,7 @@ settings.register_profile("same", derandomize=True)
 settings.register_profile("drawn", derandomize=False)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
-pytest_plugins = ["browser_fixtures", "hdf5_fixtures", "fault_fixtures", "fault_table"]
+pytest_plugins = ["browser_fixtures", "hdf5_fixtures", "fault_table", "fault_fixtures"]
 
 
 @pytest.fixture(scope="session")
@@ -79,8 +79,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory, sample_file: Path) -> Iterato
 
 @pytest.fixture
 def backend(demo: Installation, weights: Path, tmp_path: Path) -> OwnBackend:
-    address = BackendAddress(f"http://127.0.0.1:{free_port()}", "tester", "a secret")
-    return OwnBackend(demo, tmp_path / "backend", weights, address)
+    return OwnBackend(demo, tmp_path / "backend", weights, new_address())
 
 
 @pytest.fixture(scope="session")

@@ -43,6 +43,11 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def new_address() -> BackendAddress:
+    """For a backend beside the installation's own."""
+    return BackendAddress(f"http://127.0.0.1:{free_port()}", "tester", "a secret")
+
+
 def wait_until(condition: Callable[[], T | None], *, deadline_s: float, what: str) -> T:
     """The first true value of the condition."""
     end = time.monotonic() + deadline_s

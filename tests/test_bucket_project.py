@@ -16,7 +16,15 @@ from typing import Any
 import boto3
 import httpx
 import pytest
-from installation import Installation, OwnBackend, free_port, run_cellai, scores_by_task, wait_until
+from installation import (
+    Installation,
+    OwnBackend,
+    free_port,
+    new_address,
+    run_cellai,
+    scores_by_task,
+    wait_until,
+)
 from playwright.sync_api import expect, sync_playwright
 
 from backend.errors import PredictionError
@@ -27,7 +35,7 @@ from converters.errors import BucketError
 from converters.label_config import TEMPLATE_PATH
 from converters.label_studio import Connection
 from converters.picture_store import PictureBucket
-from converters.project import BackendAddress, create_project
+from converters.project import create_project
 
 pytestmark = pytest.mark.label_studio
 
@@ -125,7 +133,7 @@ def project(
     folder = tmp_path_factory.mktemp("bucket")
     source = folder / "cells.seg"
     assert run_cellai("sample", source, "--cells", N_CELLS, "--labelled", 0.5).returncode == 0
-    address = BackendAddress(f"http://127.0.0.1:{free_port()}", "tester", "a secret")
+    address = new_address()
     backend = OwnBackend(demo, folder / "backend", weights, address)
     log = folder / "backend.log"
     settings = {"CELLAI_BUCKET_URL": bucket.url, "CELLAI_PUBLIC_URL": PUBLIC_URL}

@@ -1,13 +1,13 @@
-"""A Label Studio and a backend of the fault tests' own, one for each module."""
+"""A Label Studio and a backend of the fault tests' own, one for each module, and a project."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from installation import Installation, OwnBackend, free_port, run_cellai
-from own_label_studio import OwnLabelStudio
-
-from converters.project import BackendAddress
+from installation import Installation, OwnBackend, new_address, run_cellai
+from laboratory import Laboratory, fault_environment, new_laboratory
+from own_label_studio import FaultyProxy, OwnLabelStudio
 
 
 @pytest.fixture(scope="session")
@@ -42,13 +42,35 @@ def own_backend(
     weights: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> OwnBackend:
-    address = BackendAddress(f"http://127.0.0.1:{free_port()}", "tester", "a secret")
-    folder = tmp_path_factory.mktemp("backend")
     return OwnBackend(
         demo,
-        folder,
+        tmp_path_factory.mktemp("backend"),
         weights,
-        address,
+        new_address(),
         label_studio_url=label_studio.url,
         other_files_dir=label_studio.files_dir,
     )
+
+
+@pytest.fixture(scope="module")
+def laboratory(
+    label_studio: OwnLabelStudio, own_backend: OwnBackend, small_sample: Path, fault_file: Path
+) -> Iterator[Laboratory]:
+    with (
+        own_backend.running(log=None, **fault_environment(fault_file)),
+        new_laboratory(label_studio, own_backend, small_sample) as laboratory,
+    ):
+        yield laboratory
+
+
+@pytest.fixture
+def new_backend(own_backend: OwnBackend, tmp_path: Path) -> OwnBackend:
+    """One with an empty data directory, to be started by the test."""
+    return replace(own_backend, data_dir=tmp_path / "new", address=new_address())
+
+
+@pytest.fixture(scope="module")
+def proxy(label_studio: OwnLabelStudio) -> Iterator[FaultyProxy]:
+    proxy = FaultyProxy(label_studio.url)
+    yield proxy
+    proxy.close()

@@ -23,6 +23,19 @@ from converters.label_studio import Connection
 
 SETTLED_DEADLINE_S = 400
 FAULT_POINTS = Path(__file__).with_name("fault_points")
+# Points of `fault_points` that the job runner comes to in a job, in this order.
+RUNNER_POINTS = (
+    "labels-read",
+    "head-fitted",
+    "version-written",
+    "pool-scored",
+    "import-begun",
+    "predictions-imported",
+    "queue-switched",
+    "version-served",
+    "job-finished",
+    "cards-begun",
+)
 
 
 @dataclass

@@ -1,46 +1,21 @@
-"""kill -9 between any two steps of backend, job runner and Label Studio: nothing is lost.
+"""kill -9 of web process and job runner between any two steps: nothing is lost.
 
 After each kill: every submitted label is in the next training set, no task has two predictions
 of a version, the queue is sorted by the version in service, and all of it comes back by itself.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from fault_table import note_times
-from installation import OwnBackend, wait_until
-from laboratory import Laboratory, fault_environment, new_laboratory
-from own_label_studio import OwnLabelStudio
+from installation import wait_until
+from laboratory import RUNNER_POINTS, Laboratory
 
 pytestmark = pytest.mark.label_studio
 
 WEB = ("webhook-arrived", "webhook-stored")
-RUNNER = (
-    "labels-read",
-    "head-fitted",
-    "version-written",
-    "pool-scored",
-    "import-begun",
-    "predictions-imported",
-    "queue-switched",
-    "version-served",
-    "job-finished",
-    "cards-begun",
-)
 SHORT = ("head-fitted", "predictions-imported")
 KILL_DEADLINE_S = 300
-
-
-@pytest.fixture(scope="module")
-def laboratory(
-    label_studio: OwnLabelStudio, own_backend: OwnBackend, small_sample: Path, fault_file: Path
-) -> Iterator[Laboratory]:
-    with (
-        own_backend.running(log=None, **fault_environment(fault_file)),
-        new_laboratory(label_studio, own_backend, small_sample) as laboratory,
-    ):
-        yield laboratory
 
 
 def wait_for_kill(fault_file: Path, point: str) -> None:
@@ -75,7 +50,7 @@ def test_killed_while_it_sweeps(laboratory: Laboratory, fault_file: Path) -> Non
 
 @pytest.mark.parametrize(
     "point",
-    [pytest.param(p, marks=() if p in SHORT else pytest.mark.faults) for p in WEB + RUNNER],
+    [pytest.param(p, marks=() if p in SHORT else pytest.mark.faults) for p in WEB + RUNNER_POINTS],
 )
 def test_backend_killed(laboratory: Laboratory, fault_file: Path, point: str) -> None:
     """kill -9 of the process that is at `{point}` (web process or job runner)."""
@@ -87,27 +62,16 @@ def test_backend_killed(laboratory: Laboratory, fault_file: Path, point: str) ->
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("point", ["webhook-stored", *RUNNER])
-def test_label_studio_killed(laboratory: Laboratory, fault_file: Path, point: str) -> None:
-    """kill -9 of Label Studio when the backend is at `{point}`."""
-    fault_file.write_text(f"{point} {laboratory.label_studio.pid}")
-    laboratory.annotate_into_a_crash(2)
-    assert not fault_file.exists()
-    laboratory.annotate(1)
-    laboratory.check()
-
-
-@pytest.mark.faults
 @pytest.mark.timeout(1200)  # each kill costs two starts of torch
 def test_web_process_killed_at_every_step_of_the_job_runner(
     laboratory: Laboratory, fault_file: Path
 ) -> None:
     """kill -9 of the web process that keeps the job runner, at each step of it in turn."""
-    for point in RUNNER:
+    for point in RUNNER_POINTS:
         fault_file.write_text(f"{point} parent")
         laboratory.annotate(1)
         wait_for_kill(fault_file, point)
-    note_times(len(RUNNER))
+    note_times(len(RUNNER_POINTS))
     laboratory.check()
     laboratory.check_cards()
 

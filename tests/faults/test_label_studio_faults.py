@@ -13,28 +13,19 @@ from typing import Any
 import httpx
 import pytest
 from fault_table import note_seen, note_times
-from installation import OwnBackend, annotate, free_port, run_cellai, wait_until
+from installation import OwnBackend, annotate, new_address, run_cellai, wait_until
 from laboratory import Laboratory, fault_environment, new_laboratory
 from own_label_studio import FaultyProxy, OwnLabelStudio
 
 from backend.runner_record import read_runner
 from converters.backend_client import BackendClient
 from converters.label_studio import Connection
-from converters.project import BackendAddress
 
 pytestmark = pytest.mark.label_studio
 
 ANNOTATORS = 8
 CROWD_LABELS = 500
 FAULT_DEADLINE_S = 300
-LIVES_S = 90  # a token that expires; long enough for a first version
-
-
-@pytest.fixture(scope="module")
-def proxy(label_studio: OwnLabelStudio) -> Iterator[FaultyProxy]:
-    proxy = FaultyProxy(label_studio.url)
-    yield proxy
-    proxy.close()
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +45,6 @@ def laboratory(
         yield laboratory
 
 
-@pytest.fixture
-def new_backend(own_backend: OwnBackend, tmp_path: Path) -> OwnBackend:
-    """One with an empty data directory, to be started by the test."""
-    return replace(own_backend, data_dir=tmp_path / "new", address=new_address())
-
-
 def job_runner(laboratory: Laboratory) -> int:
     """Process id of the job runner."""
     record = read_runner(laboratory.backend.data_dir)
@@ -73,17 +58,6 @@ def queue_state(laboratory: Laboratory) -> Any:
         return client.queue_state(laboratory.project_id)
     finally:
         client.close()
-
-
-def not_ready(backend: OwnBackend) -> str:
-    """What /ready says once it answers 503."""
-    address = backend.address
-
-    def problem() -> str | None:
-        answer = httpx.get(f"{address.url}/ready", auth=(address.user, address.password))
-        return answer.text if answer.status_code == 503 else None
-
-    return wait_until(problem, deadline_s=FAULT_DEADLINE_S, what="503")
 
 
 @contextmanager
@@ -361,11 +335,6 @@ def test_eight_annotators_as_fast_as_they_can(
 # --- two backends, other tokens -----------------------------------------------------------------
 
 
-def new_address() -> BackendAddress:
-    """For a backend beside the one of the laboratory."""
-    return BackendAddress(f"http://127.0.0.1:{free_port()}", "tester", "a secret")
-
-
 @pytest.mark.faults
 def test_second_backend_on_the_data_directory_waits_and_takes_over(
     label_studio: OwnLabelStudio,
@@ -392,69 +361,3 @@ def test_second_backend_on_the_data_directory_waits_and_takes_over(
             what="job of the second backend",
         )
         replace(laboratory, backend=second).check()
-
-
-@pytest.mark.faults
-@pytest.mark.parametrize(
-    ("ends", "lives_s"), [("is revoked", None), ("expires", LIVES_S)], ids=["revoked", "expires"]
-)
-def test_personal_token_that_ends_is_named_and_a_new_one_goes_on(
-    label_studio: OwnLabelStudio,
-    new_backend: OwnBackend,
-    small_sample: Path,
-    ends: str,
-    lives_s: int | None,
-) -> None:
-    """The backend's personal access token {ends} while it runs."""
-    token = label_studio.personal_token(lives_s=lives_s)
-    with (
-        new_backend.running(CELLAI_LABEL_STUDIO_API_KEY=token),
-        new_laboratory(label_studio, new_backend, small_sample) as laboratory,
-    ):
-        if lives_s is None:
-            label_studio.revoke(token)
-        laboratory.annotate(2)
-        assert "refuses the API key" in not_ready(new_backend)
-        note_seen("refuses the API key")
-    with new_backend.running(CELLAI_LABEL_STUDIO_API_KEY=label_studio.personal_token()):
-        laboratory.check()
-
-
-@pytest.mark.faults
-def test_personal_token_while_its_exchange_fails(
-    label_studio: OwnLabelStudio, new_backend: OwnBackend, proxy: FaultyProxy, small_sample: Path
-) -> None:
-    """A proxy before Label Studio answers 500, in no JSON, where personal tokens are exchanged."""
-    with (
-        new_backend.running(
-            CELLAI_LABEL_STUDIO_API_KEY=label_studio.personal_token(),
-            CELLAI_LABEL_STUDIO_URL=proxy.url,
-        ),
-        new_laboratory(label_studio, new_backend, small_sample) as laboratory,
-    ):
-        with proxy.failing("500", only="token/refresh"):
-            laboratory.annotate(2)
-            assert "does not exchange the personal access token" in not_ready(new_backend)
-            note_times(proxy.faults)
-        laboratory.check()
-
-
-@pytest.mark.faults
-def test_revoked_token_is_named_and_a_new_one_goes_on(
-    label_studio: OwnLabelStudio, new_backend: OwnBackend, small_sample: Path
-) -> None:
-    """The backend's token is revoked; the backend starts again with a new one.
-
-    Last of the module: the old token is gone afterwards.
-    """
-    with (
-        new_backend.running(),
-        new_laboratory(label_studio, new_backend, small_sample) as laboratory,
-    ):
-        answer = label_studio.connection.post("api/current-user/reset-token/", {})
-        label_studio.use_key(answer["token"])
-        laboratory.annotate(2)
-        assert "refuses the API key" in not_ready(new_backend)
-        note_seen("refuses the API key")
-    with new_backend.running(CELLAI_LABEL_STUDIO_API_KEY=label_studio.api_key):
-        laboratory.check()
