@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from converters.errors import OutputError
 from converters.label_columns import decode_labels, is_one_hot
 from converters.layouts import CellFace, Columns, Layout, QpimageSeries, RtDc
-from converters.source import Hdf5Source
+from converters.source import Hdf5Source, read_rows
 
 # CellFace files of one lab say the same in two columns; both must stay true.
 CELLFACE_LABELS = ("label/ground_truth", "label/celltype")
@@ -169,10 +169,13 @@ def updated_column(
 
     Returns:
         Bytes, text, integers or one-hot fields, shape (N,).
+
+    Raises:
+        NotHdf5Error: the column so far cannot be read.
     """
     if old is None:
         return _text_column(np.zeros(n_rows, dtype="S1"), labels)
-    values = old[()]
+    values = read_rows(old, 0, n_rows).astype(old.dtype)  # whose metadata tell the encoding
     if is_one_hot(values.dtype):
         return _one_hot_column(values, labels)
     if values.dtype.kind in "iu":

@@ -53,6 +53,22 @@ def test_new_label_stands_in_its_row_and_the_others_stay(kind: str, label: str) 
     assert list(decode_labels(written_and_read(column)[()])) == ["rbc", label, "rbc"]
 
 
+def test_text_of_a_file_is_read_in_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What reads text of any length there may hang in here; see `text_columns`."""
+    path = tmp_path / "cells.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("labels", data=["rbc", "wbc"], dtype=h5py.string_dtype("ascii"))
+    with h5py.File(path) as file:
+        monkeypatch.setattr(h5py.Dataset, "__getitem__", None)
+        column = updated_column(file["labels"], {1: "plt"}, n_rows=2)
+    assert column.tolist() == [b"rbc", b"plt"]
+    kind = h5py.check_string_dtype(column.dtype)
+    assert kind is not None
+    assert (kind.encoding, kind.length) == ("ascii", None)
+
+
 @pytest.mark.parametrize("kind", COLUMNS)
 def test_type_stays_when_it_can_hold_the_label(kind: str) -> None:
     values, dtype = COLUMNS[kind]
