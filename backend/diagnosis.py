@@ -38,7 +38,7 @@ def diagnose(settings: Settings, store: JobStore) -> dict[str, Any]:
             "trunk_id": runner.trunk_id if runner else None,
         },
         "machine": {
-            "cores": len(os.sched_getaffinity(0)),
+            "cores": _cores(),
             "memory_bytes": psutil.virtual_memory().total,
         },
         "disks": [_disk(folder) for folder in (settings.data_dir, settings.files_dir)],
@@ -103,6 +103,11 @@ def _jobs(jobs: list[Job]) -> dict[str, Any]:
         "failures": n_failures,
         "error": failed[0].error if n_failures else None,
     }
+
+
+def _cores() -> int:
+    """Cores that this process may use; where the system does not tell that, all there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _disk(folder: Path) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from converters.cli_options import (
     Labels,
     Limit,
     MinArea,
+    MoreSources,
     NoLabels,
     OutsideLinks,
     ProjectId,
@@ -79,10 +80,7 @@ app = typer.Typer(
 
 @app.command()
 def up(
-    sources: Annotated[
-        list[Path] | None,
-        typer.Argument(help="HDF5 files, pictures or folders of them.", metavar="[SOURCE]..."),
-    ] = None,
+    sources: MoreSources = None,
     *,
     data_dir: Annotated[Path, typer.Option("--data-dir", help="Where everything is kept.")] = Path(
         "cellai-data"
@@ -113,6 +111,7 @@ def up(
         backend_port=backend_port,
         weights=weights,
         label_config=_label_config(label_config, classes),
+        asks_for_classes=label_config is not None or bool(classes),
         import_options=ImportOptions(
             read=ReadOptions(
                 images=images,
@@ -140,7 +139,7 @@ def up(
 
 @app.command("import")
 def import_command(
-    sources: Sources,
+    sources: MoreSources = None,
     *,
     data_dir: DataDir = None,
     url: Url = "",
@@ -167,7 +166,11 @@ def import_command(
     skip_unknown_labels: SkipUnknown = False,
     blind: Blind = None,
 ) -> None:
-    """Import sources into a Label Studio that already runs; prints the project's number."""
+    """Import sources into a Label Studio that already runs; prints the project's number.
+
+    With --project and no source, only connect the backend anew, or switch --blind.
+    """
+    sources = sources or []
     stored = stored_connection(data_dir, url)
     connection = connect(stored, url, api_key)
     options = ImportOptions(
@@ -183,11 +186,16 @@ def import_command(
         use_labels=not no_labels,
         skip_unknown_labels=skip_unknown_labels,
     )
-    root = _files_dir(files_dir, data_dir)
-    store = PictureBucket(bucket) if bucket else None
-    connection.get("api/current-user/whoami")
     if project is None and stored is not None and not title:
         project = stored.project_id
+    if not sources and project is None:
+        raise ConfigurationError(
+            "No source is given.",
+            hint="Name HDF5 files, pictures or folders, or the project to connect with --project.",
+        )
+    root = _files_dir(files_dir, data_dir) if sources else None
+    store = PictureBucket(bucket) if bucket else None
+    connection.get("api/current-user/whoami")
     if project is not None and (label_config is not None or classes):
         raise ConfigurationError(
             f"Project {project} has its own classes.",
@@ -199,22 +207,26 @@ def import_command(
         project = create_project(
             connection, title=title or default_title(sources[0]), label_config=xml
         )
-        console.print(f"Project {project} created; --project {project} goes on with it.")
+        console.print(
+            f"Project {project} created; after an interruption the same command with"
+            f" --project {project} goes on."
+        )
     if blind is not None:
         show_predictions(connection, project, shown=not blind)
-    _import(
-        sources,
-        options,
-        lambda on_progress: import_sources(
-            connection,
-            project,
+    if root is not None:
+        _import(
             sources,
-            files_dir=root,
-            options=options,
-            on_progress=on_progress,
-            store=store,
-        ),
-    )
+            options,
+            lambda on_progress: import_sources(
+                connection,
+                project,
+                sources,
+                files_dir=root,
+                options=options,
+                on_progress=on_progress,
+                store=store,
+            ),
+        )
     if store is not None:
         console.print(f"The backend reads them with CELLAI_BUCKET_URL={store.public_url}")
     backend = backend_address(stored, backend_url, backend_user, backend_password)
@@ -357,7 +369,7 @@ def _check_before_start(sources: Sequence[Path], options: UpOptions) -> None:
     if not sources:
         return
     plan_crops(sources, options=options.import_options.read)
-    if not (options.data_dir / FILE_NAME).exists():  # else the project has its own classes
+    if not (options.data_dir / FILE_NAME).exists():  # else the project has classes already
         check_labels(sources, read_label_config(options.label_config), options.import_options)
 
 

@@ -18,6 +18,10 @@ out = Console(soft_wrap=True)
 Sources = Annotated[
     list[Path], typer.Argument(help="HDF5 files, pictures or folders of them.", metavar="SOURCE")
 ]
+MoreSources = Annotated[
+    list[Path] | None,
+    typer.Argument(help="HDF5 files, pictures or folders of them.", metavar="[SOURCE]..."),
+]
 DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Data directory of `cellai up`.")]
 Url = Annotated[str, typer.Option("--url", help="Address of a running Label Studio.")]
 ApiKey = Annotated[

@@ -80,5 +80,7 @@ def read_connection(data_dir: Path) -> ConnectionFile:
         ) from error
     except (ValueError, TypeError) as error:
         raise ConfigurationError(
-            f"{path} is damaged.", hint="Delete it and run `cellai up` again."
+            f"{path} is damaged.",
+            hint="Restore it from the backup. Delete it only if nothing is labelled yet: Label"
+            " Studio does not know the password and token of a new one.",
         ) from error

@@ -24,6 +24,7 @@ from converters.processes import Children, check_port
 from converters.project import (
     ImportOptions,
     ImportReport,
+    check_classes,
     check_labels,
     connect_backend,
     create_project,
@@ -57,13 +58,20 @@ LABEL_STUDIO_ENVIRONMENT = {
 
 @dataclass(frozen=True, slots=True)
 class UpOptions:
-    """Options of `cellai up`; `blind` None leaves the project as it is."""
+    """Options of `cellai up`.
+
+    Attributes:
+        label_config: of a new project.
+        asks_for_classes: an existing project must have its classes.
+        blind: None leaves the project as it is.
+    """
 
     data_dir: Path
     port: int
     backend_port: int
     weights: Path | None
     label_config: str
+    asks_for_classes: bool
     import_options: ImportOptions
     blind: bool | None = None
 
@@ -136,7 +144,11 @@ class Launcher:
     def import_sources(
         self, sources: Sequence[Path], *, on_progress: Callable[[int], None]
     ) -> ImportReport:
-        """Import into the project of this data directory, which is created at the first time."""
+        """Import into the project of this data directory, which is created at the first time.
+
+        Raises:
+            ConfigurationError: other classes are asked for than the project has.
+        """
         project_id = self.connection_file.project_id
         if project_id is None:
             config = read_label_config(self._options.label_config)
@@ -148,6 +160,10 @@ class Launcher:
             )
             self.connection_file = replace(self.connection_file, project_id=project_id)
             self.connection_file.write(self._data_dir)
+        elif self._options.asks_for_classes:
+            check_classes(
+                self._connection, project_id, read_label_config(self._options.label_config)
+            )
         return import_sources(
             self._connection,
             project_id,

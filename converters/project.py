@@ -132,6 +132,21 @@ def create_project(connection: Connection, *, title: str, label_config: str) -> 
     return int(project["id"])
 
 
+def check_classes(connection: Connection, project_id: int, wanted: LabelConfig) -> None:
+    """Refuse to go on with a project of other classes.
+
+    Raises:
+        ConfigurationError: they differ; names those of the project.
+    """
+    classes = project_label_config(connection, project_id).classes
+    if set(classes) != set(wanted.classes):
+        raise ConfigurationError(
+            f"Project {project_id} has the classes {', '.join(classes)}.",
+            hint="Leave out --classes and --label-config, or start another project with another"
+            " --data-dir.",
+        )
+
+
 def project_label_config(connection: Connection, project_id: int) -> LabelConfig:
     """The labelling config of an existing project.
 
@@ -426,8 +441,8 @@ def _task(
     except OSError as error:
         raise OutputError(
             f"The pictures cannot be written to {files_dir / paths.folder} ({error.strerror}).",
-            hint="Make room or choose another folder, then run the same command again: it goes on"
-            " where it stopped.",
+            hint="Make room or choose another folder, then run the same command again (an import"
+            " with the --project that it printed): it goes on where it stopped.",
         ) from error
     task: dict[str, Any] = {"data": task_data(crop, paths, kinds, picture_url=store.url)}
     if options.use_labels and crop.label in config.classes:
@@ -442,7 +457,8 @@ def _import_tasks(connection: Connection, project_id: int, tasks: Sequence[dict[
     if answer["task_count"] != len(tasks):
         raise ImportRejectedError(
             f"Label Studio created {answer['task_count']} of {len(tasks)} tasks.",
-            hint="Run the same command again: it imports what is missing.",
+            hint="Run the same command again (an import with the --project that it printed): it"
+            " imports what is missing.",
         )
 
 

@@ -89,7 +89,8 @@ def _model_version(
 def _webhook(connection: Connection, project_id: int) -> Iterator[Check]:
     """Present, narrowed to what the backend needs, and answered."""
     connect_again = (
-        "Run `cellai up` or `cellai import --project --backend-url` again: it connects anew."
+        "Run `cellai up` again, or `cellai import` with --project and --backend-url but without"
+        " a source: it connects anew."
     )
     webhooks = [
         row

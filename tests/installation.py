@@ -244,16 +244,21 @@ class OwnBackend:
         self, source: Path, *options: object, labels: bool = False, **environment: str
     ) -> int:
         """Import a source, without its labels unless told, into a new project of this backend's."""
+        use_labels = [] if labels else ["--no-labels"]
+        where = ("--files-dir", self.files_dir)
+        return self._import(source, *use_labels, *where, *options, **environment)
+
+    def connect(self, project_id: int) -> None:
+        """Connect this backend to a project that is there, and import nothing."""
+        assert self._import("--project", project_id) == project_id
+
+    def _import(self, *arguments: object, **environment: str) -> int:
         connection = self.demo.connection_file
         answer = run_cellai(
             "import",
-            source,
-            *([] if labels else ["--no-labels"]),
-            *options,
+            *arguments,
             "--url",
             self.label_studio_url or connection.label_studio_url,
-            "--files-dir",
-            self.files_dir,
             "--backend-url",
             self.address.url,
             LABEL_STUDIO_API_KEY=connection.api_key,

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from installation import Installation, free_port, run_cellai
 
-from converters.label_config import TEMPLATE_PATH
+from converters.errors import ConfigurationError
+from converters.label_config import TEMPLATE_PATH, read_label_config, write_label_config
 from converters.label_studio import Connection
-from converters.project import create_project
+from converters.project import check_classes, create_project
 
 N_CELLS = 4
 
@@ -175,6 +176,25 @@ def test_unknown_setting_names_the_nearest(tmp_path: Path) -> None:
     assert answer.returncode == 2
     assert "CELLAI_QUIET_SECOND is unknown (did you mean CELLAI_QUIET_SECONDS?)" in answer.stderr
     assert "Traceback" not in answer.stderr
+
+
+def test_neither_source_nor_project(tmp_path: Path) -> None:
+    answer = run_cellai("import", "--url", "http://127.0.0.1:1", LABEL_STUDIO_API_KEY="0" * 40)
+    assert answer.returncode == 2
+    assert "No source is given." in answer.stderr
+    assert "--project" in answer.stderr
+
+
+@pytest.mark.label_studio
+def test_other_classes_than_the_project_has(demo: Installation) -> None:
+    wanted = read_label_config(write_label_config(["plt", "oof", "agg", "wbc", "rbc"]))
+    check_classes(demo.label_studio, demo.project_id, wanted)
+    with pytest.raises(ConfigurationError, match=r"has the classes rbc, wbc, plt, agg, oof\."):
+        check_classes(
+            demo.label_studio,
+            demo.project_id,
+            read_label_config(write_label_config(["rbc", "wbc"])),
+        )
 
 
 def test_label_studio_not_running(tmp_path: Path) -> None:

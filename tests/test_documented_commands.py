@@ -30,6 +30,7 @@ NOT_RUN_HERE = {
     "make setup": "made the environment of this run",
     "make lint": "comes before this run",
     "make format": "would change the checkout",
+    "make reference": "would change the checkout; tests compare what it writes",
     "cellai up": "is how the test's installation was started",
     "docker": "needs a container engine; test_containers checks the files",
     "tar": "tests/faults/test_backup.py runs them",

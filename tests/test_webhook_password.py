@@ -63,7 +63,7 @@ def test_label_is_announced_with_the_password(backend: OwnBackend, tmp_path: Pat
             wait_until(lambda: marks() > before, deadline_s=8, what="announced label")
 
         # What the documents advise after a change of the password puts it right.
-        backend.import_source(source, "--project", number)
+        backend.connect(number)
         assert webhook(backend, number)["headers"] == header(backend.address)
     client.close()
 
