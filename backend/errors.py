@@ -6,8 +6,9 @@ CellAIError
   |   - PredictionError        one task cannot be predicted; never fails the batch
   |   - ParametersError        the project's extra parameters are wrong (HTTP 400)
   |   - ModelNotFoundError     the registry has no such version
-  |   - ModelIncompatibleError the version does not fit today's classes or trunk (HTTP 409)
+  |   - ModelIncompatibleError the version does not fit today's classes, trunk or mode (HTTP 409)
   |   - ModelCorruptError      a stored version does not match its checksum (HTTP 503)
+  |   - PicturesMissingError   too few labelled pictures can be read to train; the job fails
   |   - UnknownProjectError    the backend is not connected to the project (HTTP 404)
   + TrainingError              the job fails, the serving version stays
       - SingleClassError       fewer than two classes have a label
@@ -42,7 +43,11 @@ class ModelCorruptError(BackendError):
 
 
 class ModelIncompatibleError(BackendError):
-    """A stored version was made for other classes or another trunk."""
+    """A stored version was made for other classes, another trunk or mode."""
+
+
+class PicturesMissingError(BackendError):
+    """Too few of the labelled pictures can be read."""
 
 
 class UnknownProjectError(BackendError):

@@ -38,16 +38,16 @@ class Connection:
         self._http: Any = None
 
     def get(self, path: str, **params: object) -> Any:
-        """JSON of a GET."""
-        return self.request("GET", path, params=params).json()
+        """JSON of a GET; raises what `request` does, and LabelStudioError if it is no JSON."""
+        return self._json(self.request("GET", path, params=params))
 
     def post(self, path: str, payload: object, **params: object) -> Any:
         """JSON of a POST."""
-        return self.request("POST", path, payload=payload, params=params).json()
+        return self._json(self.request("POST", path, payload=payload, params=params))
 
     def patch(self, path: str, payload: object, **params: object) -> Any:
         """JSON of a PATCH."""
-        return self.request("PATCH", path, payload=payload, params=params).json()
+        return self._json(self.request("PATCH", path, payload=payload, params=params))
 
     def request(
         self,
@@ -91,6 +91,10 @@ class Connection:
                 f"Label Studio at {self.url} does not answer ({type(error).__name__}).",
                 hint="Start it, or correct the address.",
             ) from error
+        except httpx.InvalidURL as error:  # in the path: an address that somebody gave a task
+            raise LabelStudioError(
+                f"{f'{self.url}/{path}'[:200]!r} is no address ({error}).", hint="Correct it."
+            ) from error
         except ApiError as error:  # the token could not be refreshed, or is not one
             raise self._refusal(error.status_code or 401, path, str(error.body)) from error
         except ValueError as error:  # the SDK reads the answer to a refresh as JSON, whatever it is
@@ -114,6 +118,16 @@ class Connection:
         if self._http is not None:
             self._http.httpx_client.close()
             self._http = None
+
+    def _json(self, response: httpx.Response) -> Any:
+        try:
+            return response.json()
+        except ValueError as error:  # such as the page of a proxy before it
+            raise LabelStudioError(
+                f"Label Studio at {self.url} answered {response.url.path} with something that is"
+                " not JSON.",
+                hint="Is that address Label Studio's? A proxy before it may have answered instead.",
+            ) from error
 
     def _client(self) -> Any:
         from label_studio_sdk import LabelStudio  # noqa: PLC0415

@@ -272,7 +272,9 @@ def connect_backend(connection: Connection, project_id: int, backend: BackendAdd
     elif attached[0]["url"].rstrip("/") != backend.url or backend.password:
         connection.patch(f"api/ml/{attached[0]['id']}", settings)
     connection.patch(f"api/projects/{project_id}/", {"sampling": SAMPLING})
-    _narrow_webhooks(connection, project_id, backend)
+    # Label Studio makes the first by itself; others of the project are somebody else's.
+    own = {f"{row['url'].rstrip('/')}/webhook" for row in attached}
+    _narrow_webhooks(connection, project_id, backend, own=own)
 
 
 def show_predictions(connection: Connection, project_id: int, *, shown: bool) -> None:
@@ -462,13 +464,22 @@ def _import_tasks(connection: Connection, project_id: int, tasks: Sequence[dict[
         )
 
 
-def _narrow_webhooks(connection: Connection, project_id: int, backend: BackendAddress) -> None:
-    """Make Label Studio send label events only, with the password it leaves out by itself."""
+def _narrow_webhooks(
+    connection: Connection, project_id: int, backend: BackendAddress, *, own: set[str]
+) -> None:
+    """Make Label Studio send label events only, with the password it leaves out by itself.
+
+    Args:
+        connection: to Label Studio.
+        project_id: of the project.
+        backend: where the one webhook leads afterwards.
+        own: addresses of webhooks that lead to where the backend was before.
+    """
     target = f"{backend.url}/webhook"
-    own: Iterable[dict[str, Any]] = [
+    found = [
         row
         for row in connection.get("api/webhooks/", project=project_id)
-        if row["url"].endswith("/webhook")
+        if row["url"] in own | {target}
     ]
     settings = {
         "url": target,
@@ -479,7 +490,7 @@ def _narrow_webhooks(connection: Connection, project_id: int, backend: BackendAd
         "is_active": True,
     }
     kept = False
-    for row in own:
+    for row in found:
         if kept:  # one is enough: each costs the annotator time
             connection.request("DELETE", f"api/webhooks/{row['id']}/")
         else:
