@@ -5,9 +5,11 @@ version simply replaces what is left.
 """
 
 import logging
+import math
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +26,7 @@ from backend.training_set import Snapshot, cards_name
 from converters.placeholder import render_placeholder, write_card
 
 BATCH = 32
+RETRY_SECONDS = 60.0  # until cards that could not be stored are tried again
 
 FloatArray = NDArray[np.float32]
 UInt8Array = NDArray[np.uint8]
@@ -41,6 +44,8 @@ class _Backlog:
     mode: str
     rows: NDArray[np.intp]  # of the pool, in the order of writing
     written: int = 0
+    failed: list[int] = field(default_factory=list)  # rows that could not be stored
+    not_before: float = -math.inf  # monotonic seconds
 
 
 class CardRefresh:
@@ -82,25 +87,40 @@ class CardRefresh:
             None when no card is waiting; else the (project id, version) that this batch
             completed, if any.
         """
-        if not self._backlogs:
+        now = time.monotonic()
+        due = [item for item in self._backlogs.items() if item[1].not_before <= now]
+        if not due:
             return None
-        project_id, backlog = next(iter(self._backlogs.items()))
+        project_id, backlog = due[0]
         rows = backlog.rows[backlog.written : backlog.written + BATCH]
-        self._write(backlog, rows)
+        backlog.failed += self._write(backlog, rows)
         backlog.written += len(rows)
-        if backlog.written < len(backlog.rows):
+        if backlog.written < len(backlog.rows) or backlog.failed:
+            if backlog.written == len(backlog.rows):
+                self._backlogs[project_id] = replace(
+                    backlog,
+                    rows=np.array(backlog.failed, np.intp),
+                    written=0,
+                    failed=[],
+                    not_before=now + RETRY_SECONDS,
+                )
             self._backlogs.move_to_end(project_id)
             return []
         del self._backlogs[project_id]
         return [(project_id, cards_name(backlog.rescored.version.version, backlog.snapshot))]
 
-    def _write(self, backlog: _Backlog, rows: NDArray[np.intp]) -> None:
+    def _write(self, backlog: _Backlog, rows: NDArray[np.intp]) -> list[int]:
+        """Write the cards of some rows; returns the rows to try again, one must not stop others."""
         tasks = [backlog.pool.tasks[row] for row in rows]
-        for task, html in zip(tasks, self._render(backlog, tasks, rows), strict=True):
+        failed: list[int] = []
+        for row, task, html in zip(rows, tasks, self._render(backlog, tasks, rows), strict=True):
             try:
                 self._store(task, html)
-            except (PredictionError, OSError) as error:  # one card must not stop the others
+            except (PredictionError, OSError) as error:
                 _log.warning("card of task %d: %s", task.id, error, extra={"task_id": task.id})
+                if isinstance(error, OSError):
+                    failed.append(int(row))
+        return failed
 
     def _render(
         self, backlog: _Backlog, tasks: Sequence[Task], rows: NDArray[np.intp]

@@ -186,8 +186,9 @@ class _Database:
 
         What was read before the damage was met stays valid; the rest counts as missing.
         """
+        connection = self._open()
         try:
-            with closing(self._connect()) as connection:
+            with closing(connection):
                 yield connection
         except sqlite3.DatabaseError as error:
             if not is_damage(error):
@@ -210,9 +211,23 @@ class _Database:
                 self._replace_damaged(error)
             raise
 
+    def _open(self) -> sqlite3.Connection:
+        """A connection, to an empty file if the damage shows at once."""
+        try:
+            return self._connect()
+        except sqlite3.DatabaseError as error:
+            if not is_damage(error):
+                raise
+            self._replace_damaged(error)
+            return self._connect()
+
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self._path, timeout=_LOCK_TIMEOUT_S, isolation_level=None)
-        connection.execute("PRAGMA synchronous=NORMAL")
+        try:
+            connection.execute("PRAGMA synchronous=NORMAL")
+        except sqlite3.DatabaseError:
+            connection.close()
+            raise
         return connection
 
     def _create(self) -> None:

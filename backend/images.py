@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from backend.bucket import MAX_BYTES, BucketReader
 from backend.bucket import SCHEME as BUCKET_SCHEME
-from backend.bucket import BucketReader
 from backend.errors import PredictionError
 from backend.label_studio import LabelStudioClient, Task
 from backend.settings import Settings
@@ -111,6 +111,8 @@ class PictureReader:
         path = self.local_path(url)
         if path is not None:
             if not path.is_file():  # a pipe would be waited for without end
+                raise _unavailable(url)
+            if path.stat().st_size > MAX_BYTES:
                 raise _unavailable(url)
             return path.read_bytes()
         served = unquote(urlsplit(url).path)

@@ -11,7 +11,7 @@ import json
 import logging
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -60,6 +60,7 @@ ADDED_COLUMNS = (
     ("projects", "wanted_digest", "TEXT"),  # what decided heads when it was; NULL until served
     ("projects", "n_tasks", "INTEGER"),  # size of the pool when it was last read
     ("projects", "n_labels", "INTEGER"),  # labels in it then
+    ("projects", "unreadable", "TEXT NOT NULL DEFAULT '[]'"),  # JSON: ids of tasks, see Project
     ("jobs", "progressed_at", "REAL"),  # unix seconds; of the last sign of life
     ("jobs", "stage_seconds", "TEXT NOT NULL DEFAULT '{}'"),  # JSON: kind of stage to duration
 )
@@ -81,7 +82,10 @@ def labels_per_version(n_tasks: int, *, max_new_labels: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Project:
-    """What the backend knows of a Label Studio project; times in unix seconds."""
+    """What the backend knows of a Label Studio project; times in unix seconds.
+
+    `unreadable` holds the tasks whose picture could not be read when the queue was last ordered.
+    """
 
     id: int
     extra_params: str
@@ -98,6 +102,7 @@ class Project:
     wanted_digest: str | None
     n_tasks: int | None
     n_labels: int | None
+    unreadable: tuple[int, ...]
 
     def is_due(self, now: float, *, quiet_seconds: float, max_new_labels: int) -> bool:
         """Whether the marks call for a job now: forced, enough labels, or a quiet period."""
@@ -319,11 +324,23 @@ class JobStore:
                 (time.time(),),
             )
 
-    def serve(self, project_id: int, version: str) -> None:
-        """Record the version that the project's queue shows."""
+    def serve(self, project_id: int, version: str, *, unreadable: Sequence[int] = ()) -> None:
+        """Record the version that the project's queue shows, and the tasks it could not score."""
         with self._transaction() as connection:
             connection.execute(
-                "UPDATE projects SET serving_version = ? WHERE id = ?", (version, project_id)
+                "UPDATE projects SET serving_version = ?, unreadable = ? WHERE id = ?",
+                (version, json.dumps(list(unreadable)), project_id),
+            )
+
+    def demand_met(self, project: Project) -> None:
+        """Record that a version is stored for the demand that `project` shows.
+
+        What follows may fail and be tried again, with that version.
+        """
+        with self._transaction() as connection:
+            connection.execute(
+                "UPDATE projects SET demanded = 0 WHERE id = ? AND demanded <= ?",
+                (project.id, project.events),
             )
 
     def cards_written(self, project_id: int, version: str) -> None:
@@ -393,7 +410,8 @@ def _project(row: sqlite3.Row) -> Project:
     columns = dict(row)
     # a demand is over only when a job that saw it has ended
     is_demanded = columns["demanded"] > columns["handled"]
-    return Project(**(columns | {"forced": bool(columns["forced"]), "demanded": is_demanded}))
+    typed = {"forced": bool(columns["forced"]), "demanded": is_demanded}
+    return Project(**(columns | typed | {"unreadable": tuple(json.loads(columns["unreadable"]))}))
 
 
 def _job(row: sqlite3.Row) -> Job:

@@ -43,6 +43,11 @@ class LabelStudioClient:
         """The project as the API gives it."""
         return dict(self._connection.get(f"api/projects/{project_id}/"))
 
+    def has_project(self, project_id: int) -> bool:
+        """Whether Label Studio has the project."""
+        answer = self._connection.request("GET", f"api/projects/{project_id}/", accept=(404,))
+        return answer.is_success
+
     def tasks(self, project_id: int, *, after_id: int = 0) -> Iterator[Task]:
         """The project's tasks with an id above `after_id`, ascending."""
         newer = {

@@ -49,10 +49,13 @@ class CellClassifier(LabelStudioMLBase):  # type: ignore[misc]  # the library is
             return [self._empty() for _ in tasks]
         project, version, head = self._serving
         label_config = read_label_config(self._label_config_xml)
-        if head is None or label_config.classes != version.classes:
+        if head is None:
             return [self._empty() for _ in tasks]
         parameters = self._service.settings.parameters(project.extra_params)
-        pool = self._service.features().pool(
+        features = self._service.features()
+        if version.interface != (label_config.classes, features.trunk.trunk_id, parameters.mode):
+            return [self._empty() for _ in tasks]
+        pool = features.pool(
             [Task(int(task.get("id") or 0), dict(task.get("data") or {})) for task in tasks],
             mode=parameters.mode,
         )

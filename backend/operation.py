@@ -25,14 +25,14 @@ class Operation:
         Raises:
             UnknownProjectError: the project was never connected.
             ModelNotFoundError: it has no such version.
-            ModelIncompatibleError: the version was made for other classes or another trunk.
+            ModelIncompatibleError: the version was made for other classes, another trunk or mode.
         """
         project = self._project(project_id)
         version = self._registry.get(project_id, name)
         newest = self._registry.versions(project_id)[-1]
         if not _fits(version, newest):
             raise ModelIncompatibleError(
-                f"{name} of project {project_id} was made for other classes or another trunk"
+                f"{name} of project {project_id} was made for other classes, another trunk or mode"
                 f" than {newest.version}.",
                 hint="Train a new version: `cellai train --project`.",
             )
@@ -82,4 +82,4 @@ class Operation:
 
 
 def _fits(version: Version, newest: Version) -> bool:
-    return (version.classes, version.trunk_id) == (newest.classes, newest.trunk_id)
+    return version.interface == newest.interface

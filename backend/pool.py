@@ -82,6 +82,14 @@ class FeatureReader:
                 found[row] = True
         return Pool(tasks, features, found)
 
+    def can_read(self, task: Task) -> bool:
+        """Whether the task's picture can be read by now."""
+        try:
+            self._pictures.read(task)
+        except PredictionError:
+            return False
+        return True
+
     def activations(self, tasks: Sequence[Task], *, mode: str) -> tuple[HalfArray, BoolArray]:
         """Deepest activations of a few tasks, float16 (N, C, h, w), and which are readable."""
         keys = self._keys(tasks, mode)

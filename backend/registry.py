@@ -60,6 +60,11 @@ class Version:
         """Whether the version only orders the queue and predicts no class."""
         return not self.head_sha256
 
+    @property
+    def interface(self) -> tuple[tuple[str, ...], str, object]:
+        """Classes, trunk and mode: a head means nothing on features of another trunk or mode."""
+        return self.classes, self.trunk_id, self.parameters.get("mode")
+
 
 class Registry:
     """Versions below one folder."""

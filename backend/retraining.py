@@ -6,13 +6,13 @@ may be killed anywhere and run again: it finds the version it had stored and goe
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
 
-from backend.errors import ModelNotFoundError
+from backend.errors import ModelNotFoundError, PicturesMissingError
 from backend.head import Head
 from backend.history import History, summarise
 from backend.jobs import JobStore, Project
@@ -26,6 +26,7 @@ from backend.training_set import Snapshot, SnapshotReader, cards_name
 
 # Below this many hold-out labels two macro-F1 values cannot be told apart.
 MIN_HOLDOUT_TO_COMPARE = 50
+PROBED_PICTURES = 20
 
 _log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class Retraining:
             What is served now, for the cards; None when nothing had changed.
 
         Raises:
-            CellAIError: Label Studio did not answer, or training failed.
+            CellAIError: Label Studio did not answer, pictures are gone, or training failed.
         """
 
         def on_stage(stage: str) -> None:
@@ -78,8 +79,11 @@ class Retraining:
             parameters, trunk_id=self._features.trunk.trunk_id, seed=self._settings.seed
         )
         self._store.counted(project.id, n_tasks=len(snapshot.tasks), n_labels=len(snapshot.labels))
-        wanted = self._wanted(project, snapshot, digest)
-        version = None if project.demanded else wanted or self._stored(project.id, digest)
+        if not snapshot.tasks:
+            return None  # Label Studio serves no version that has predicted nothing
+        wanted = self._wanted(project, snapshot, digest, mode=parameters.mode)
+        is_outdated = project.demanded or self._has_new_pictures(project, snapshot)
+        version = None if is_outdated else wanted or self._stored(project.id, digest)
         if version is not None and self._is_served(project, version, snapshot, cards_version):
             self._settle_wish(project, wanted, digest)
             return None
@@ -95,6 +99,7 @@ class Retraining:
             version = self._train(
                 project, snapshot, pool, parameters=parameters, digest=digest, on_stage=on_stage
             )
+            self._store.demand_met(project)
         served = wanted or self._version_to_serve(project, version)
         self._store.progress(
             job_id, "ordering the queue", model_version=served.version, n_labels=served.n_labels
@@ -109,7 +114,8 @@ class Retraining:
         )
         self._history.write(project.id, summarise(snapshot, pool, rescored))
         publish(self._client, snapshot, pool, rescored, on_stage=on_stage)
-        self._store.serve(project.id, served.version)
+        unreadable = [pool.tasks[row].id for row in np.flatnonzero(~pool.is_readable)]
+        self._store.serve(project.id, served.version, unreadable=unreadable)
         self._settle_wish(project, wanted, digest)
         self._registry.prune(
             project.id, keep=self._settings.keep_versions, protected={served.version}
@@ -134,7 +140,19 @@ class Retraining:
         versions = self._registry.versions(project_id)
         return versions[-1] if versions and versions[-1].labels_digest == digest else None
 
-    def _wanted(self, project: Project, snapshot: Snapshot, digest: str) -> Version | None:
+    def _has_new_pictures(self, project: Project, snapshot: Snapshot) -> bool:
+        """Whether a picture is back that could not be read when the queue was last ordered.
+
+        After an outage all of them are, so that a few tell.
+        """
+        missed = set(project.unreadable)
+        tasks = [task for task in snapshot.tasks if task.id in missed]
+        some = np.random.default_rng().permutation(len(tasks))[:PROBED_PICTURES]
+        return any(self._features.can_read(tasks[index]) for index in some)
+
+    def _wanted(
+        self, project: Project, snapshot: Snapshot, digest: str, *, mode: str
+    ) -> Version | None:
         """The version a person chose, as long as no label has changed since it was served."""
         if project.wanted_version is None or project.wanted_digest not in {None, digest}:
             return None
@@ -143,13 +161,11 @@ class Retraining:
         except ModelNotFoundError as error:
             _log.warning("%s", error)
             return None
-        is_usable = (
-            version.classes == snapshot.label_config.classes
-            and version.trunk_id == self._features.trunk.trunk_id
-        )
+        now = (snapshot.label_config.classes, self._features.trunk.trunk_id, mode)
+        is_usable = version.interface == now
         if not is_usable:
             _log.warning(
-                "project %d: %s was made for other classes or another trunk; it is not served",
+                "project %d: %s is for other classes, another trunk or mode; it is not served",
                 project.id,
                 version.version,
             )
@@ -193,13 +209,11 @@ class Retraining:
         on_stage: Callable[[str], None],
     ) -> Version:
         """Fit a fresh head, or note a cold start, and store it as the next version."""
-        rows = [
-            row
-            for row, task in enumerate(pool.tasks)
-            if task.id in snapshot.labels and pool.is_readable[row]
-        ]
+        labelled = [row for row, task in enumerate(pool.tasks) if task.id in snapshot.labels]
+        rows = [row for row in labelled if pool.is_readable[row]]
         labels = np.array([snapshot.labels[pool.tasks[row].id] for row in rows], np.int64)
         stored = self._registry.versions(project.id)
+        _check_pictures(stored, n_labels=len(labelled), n_readable=len(rows))
         known = [*self._client.model_versions(project.id), *(v.version for v in stored)]
         version = Version(
             version=next_version_name(known),
@@ -234,11 +248,27 @@ class Retraining:
         serving = next((v for v in stored if v.version == project.serving_version), None)
         promoted = (
             serving is None
-            or serving.classes != version.classes
+            or serving.interface != version.interface
             or not is_worse(fitted.metrics, serving.metrics)
         )
         version = replace(version, metrics=dict(fitted.metrics), promoted=promoted)
         return self._registry.publish(version, fitted.head.to_tensors())
+
+
+def _check_pictures(stored: Sequence[Version], *, n_labels: int, n_readable: int) -> None:
+    """Let no folder that is not mounted turn a trained model into one of a few labels.
+
+    Raises:
+        PicturesMissingError: less than half of what the last trained version learned from can
+            be read.
+    """
+    trained = [version.n_labels for version in stored if not version.is_cold_start]
+    if trained and n_readable < min(n_labels, trained[-1]) / 2:
+        raise PicturesMissingError(
+            f"{n_labels - n_readable} of the {n_labels} labelled pictures cannot be read.",
+            hint="Mount CELLAI_FILES_DIR, or see that Label Studio or the bucket serves them; the"
+            " last version stays meanwhile. Delete the tasks of pictures that are gone for good.",
+        )
 
 
 def is_worse(new: Mapping[str, object], serving: Mapping[str, object]) -> bool:

@@ -65,6 +65,7 @@ class Worker:
         self._swept_for: dict[int, str | None] = {}
         self._sweep_not_before = -math.inf
         self._reconciled_at = -math.inf
+        self._working: set[int] = set()  # projects whose last job met no trouble of the machine's
         self._stopping = False
 
     def stop(self, _signal: int, _frame: FrameType | None) -> None:
@@ -106,8 +107,8 @@ class Worker:
     def _step(self) -> None:
         self._reconcile()
         if not (self._run_due_job() or self._write_cards() or self._sweep()):
-            if all(project.events == project.handled for project in self._store.projects()):
-                write_trouble(self._settings.data_dir, "")  # all that was asked for is done
+            if all(p.events == p.handled or p.id in self._working for p in self._store.projects()):
+                write_trouble(self._settings.data_dir, "")
             time.sleep(POLL_SECONDS)
 
     def _reconcile(self) -> None:
@@ -137,6 +138,7 @@ class Worker:
     def _try_job(self, project: Project) -> None:
         """Run one job; whatever goes wrong becomes the job's error and is tried again."""
         job_id = self._store.begin(project)
+        self._working.add(project.id)
         try:
             served = self._retraining.run(
                 project,
@@ -162,9 +164,11 @@ class Worker:
     def _told(self, project: Project, error: Exception) -> str:
         """Log an error that no class of ours describes; returns what to say of it."""
         if is_out_of_memory(error):
+            self._working.discard(project.id)
             write_trouble(self._settings.data_dir, OUT_OF_MEMORY)
             told = OUT_OF_MEMORY
         elif isinstance(error, OSError | sqlite3.Error):
+            self._working.discard(project.id)
             told = self._unusable(error)
         else:
             _log.error("project %d: the job failed", project.id, exc_info=error)
@@ -185,11 +189,18 @@ class Worker:
         return f"The data directory {self._settings.data_dir} cannot be used: {error}"
 
     def _forget_if_gone(self, project: Project) -> None:
-        """Drop a deleted project, but not because a proxy answers 404 to everything."""
+        """Drop a deleted project, but not because something else of it was not found.
+
+        A proxy may answer 404 to everything, and Label Studio does so to a page of tasks that were
+        deleted meanwhile.
+        """
         try:
             self._client.check_access()
+            is_gone = not self._client.has_project(project.id)
         except CellAIError as error:
             _log.warning("project %d: not found, but %s", project.id, error)
+            return
+        if not is_gone:
             return
         _log.info("project %d is gone", project.id)
         self._store.forget(project.id)

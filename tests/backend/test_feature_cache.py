@@ -63,6 +63,23 @@ def test_round_trip_and_missing(trunk: Trunk, pixels: NDArray[Any], tmp_path: Pa
     np.testing.assert_array_equal(activations, extracted.activations)
 
 
+def test_file_that_is_damaged_while_it_is_used_is_built_anew(
+    trunk: Trunk, pixels: NDArray[Any], tmp_path: Path
+) -> None:
+    """SQLite says so when the file is opened, before anything was read."""
+    cache = FeatureCache(tmp_path, trunk, max_bytes=10**9)
+    keys = [content_key(crop, mode="both") for crop in pixels]
+    extracted = trunk.extract(pixels, mode="both")
+    cache.put_many(keys, extracted)
+    (path,) = tmp_path.glob("*/features.sqlite")
+    for suffix in ("-wal", "-shm"):
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
+    path.write_bytes(b"not what it was " * 1000)
+    assert not cache.get_features(keys)[1].any()
+    cache.put_many(keys, extracted)
+    assert cache.get_features(keys)[1].all()
+
+
 def test_damaged_record_counts_as_missing(
     trunk: Trunk, pixels: NDArray[Any], tmp_path: Path
 ) -> None:
