@@ -1,6 +1,7 @@
 """Labels submitted in Label Studio come back in a copy of the HDF5 source."""
 
 import csv
+from contextlib import closing
 from pathlib import Path
 
 import h5py
@@ -42,31 +43,31 @@ def test_labels_that_disagree_follow_one_rule(
     demo: Installation, sample_file: Path, tmp_path: Path
 ) -> None:
     """A project with three annotations for each cell: ground truth, majority, the latest."""
-    overlap = demo.new_project(sample_file, "overlap")
-    connection = overlap.label_studio
-    connection.patch(f"api/projects/{overlap.project_id}/", {"maximum_annotations": 3})
-    by_truth, by_majority, by_time, half_skipped = overlap.tasks()[:4]
-    for task, labels in (
-        (by_truth, ("rbc", "wbc", "wbc")),
-        (by_majority, ("plt", "plt", "rbc")),
-        (by_time, ("agg", "oof")),
-        (half_skipped, ("wbc",)),
-    ):
-        for label in labels:
-            annotate(connection, task["id"], label)
-    (first, *_) = sorted(
-        connection.get(f"api/tasks/{by_truth['id']}/annotations/"), key=lambda row: row["id"]
-    )
-    connection.patch(f"api/annotations/{first['id']}/", {"ground_truth": True})
-    connection.post(
-        f"api/tasks/{half_skipped['id']}/annotations/", {"result": [], "was_cancelled": True}
-    )
+    with closing(demo.new_project(sample_file, "overlap")) as overlap:
+        connection = overlap.label_studio
+        connection.patch(f"api/projects/{overlap.project_id}/", {"maximum_annotations": 3})
+        by_truth, by_majority, by_time, half_skipped = overlap.tasks()[:4]
+        for task, labels in (
+            (by_truth, ("rbc", "wbc", "wbc")),
+            (by_majority, ("plt", "plt", "rbc")),
+            (by_time, ("agg", "oof")),
+            (half_skipped, ("wbc",)),
+        ):
+            for label in labels:
+                annotate(connection, task["id"], label)
+        (first, *_) = sorted(
+            connection.get(f"api/tasks/{by_truth['id']}/annotations/"), key=lambda row: row["id"]
+        )
+        connection.patch(f"api/annotations/{first['id']}/", {"ground_truth": True})
+        connection.post(
+            f"api/tasks/{half_skipped['id']}/annotations/", {"result": [], "was_cancelled": True}
+        )
 
-    wait_until(
-        lambda: overlap.serving().get("n_labels") == 4,
-        deadline_s=90,
-        what="version of the four cells",
-    )
+        wait_until(
+            lambda: overlap.serving().get("n_labels") == 4,
+            deadline_s=90,
+            what="version of the four cells",
+        )
     answer = run_cellai(
         *("export", "--data-dir", demo.data_dir, "--project", overlap.project_id),
         *("--out", tmp_path / "out"),

@@ -5,7 +5,9 @@ SOAK_MINUTES shortens it; what it saw is printed.
 
 import os
 import time
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -20,6 +22,7 @@ pytestmark = [pytest.mark.label_studio, pytest.mark.soak, pytest.mark.timeout(36
 
 MINUTES = float(os.environ.get("SOAK_MINUTES", "30"))
 ANNOTATIONS_PER_S = 5
+ANNOTATORS = 4  # who wait for Label Studio's answer each on their own
 MOST_DELAY_S = 0.1
 MOST_GROWTH = 1.1
 
@@ -78,18 +81,26 @@ def test_soak(
         seconds: dict[str, list[float]] = {"with": [], "without": []}
         seen: list[Usage] = []
         began = time.monotonic()
-        for number, (task_id, label) in enumerate(endless_labels(laboratory)):
-            due = began + number / ANNOTATIONS_PER_S
-            if due - began > 60 * MINUTES:
-                break
-            time.sleep(max(0.0, due - time.monotonic()))
-            seconds["with"].append(annotate(connection, task_id, label))
-            if number % 10 == 0:  # the same turn by turn where no backend is told
-                seconds["without"].append(
-                    annotate(connection, alone[number // 10 % len(alone)], label)
-                )
-            if number % (10 * ANNOTATIONS_PER_S) == 0:
-                seen.append(usage(process.pid))
+        with ThreadPoolExecutor(ANNOTATORS) as annotators:
+
+            def submit(kind: str, task_id: int, label: str) -> None:
+                seconds[kind].append(annotate(connection, task_id, label))
+
+            submits: deque[Future[None]] = deque()
+            for number, (task_id, label) in enumerate(endless_labels(laboratory)):
+                due = began + number / ANNOTATIONS_PER_S
+                if time.monotonic() - began > 60 * MINUTES:
+                    break
+                time.sleep(max(0.0, due - time.monotonic()))
+                submits.append(annotators.submit(submit, "with", task_id, label))
+                if number % 10 == 0:  # the same turn by turn where no backend is told
+                    other = alone[number // 10 % len(alone)]
+                    submits.append(annotators.submit(submit, "without", other, label))
+                while len(submits) > ANNOTATORS:
+                    submits.popleft().result()
+                if number % (10 * ANNOTATIONS_PER_S) == 0:
+                    seen.append(usage(process.pid))
+        minutes = (time.monotonic() - began) / 60
         laboratory.submitted[:] = list(laboratory.truth)
         n_versions = len(connection.get(f"api/projects/{laboratory.project_id}/model-versions/"))
         laboratory.settle()
@@ -98,7 +109,7 @@ def test_soak(
     warm, last = seen[len(seen) // 3], seen[-1]
     with capsys.disabled():
         print(
-            f"\n{len(seconds['with'])} annotations in {MINUTES:.0f} min, {n_versions} versions;"
+            f"\n{len(seconds['with'])} annotations in {minutes:.0f} min, {n_versions} versions;"
             f" median submit {delays['with']:.3f} s, {delays['without']:.3f} s without backend;"
             f" memory {warm.rss_mb:.0f} MB after a third, {last.rss_mb:.0f} MB at the end;"
             f" files {warm.n_files} and {last.n_files}"
