@@ -241,8 +241,13 @@ def test_labelling_page_shows_pictures_and_card(project: Project, bucket: Bucket
         )
         if folder := os.environ.get("SCREENSHOTS"):
             page.screenshot(path=Path(folder) / "bucket.png")
+
+        def two_from_the_bucket() -> bool:
+            page.wait_for_timeout(100)  # in which playwright tells of answers
+            return sum(one.startswith(f"200 {bucket.url}/pictures/") for one in fetched) >= 2
+
+        wait_until(two_from_the_bucket, deadline_s=30, what="pictures from the bucket")
         browser.close()
-    assert len([one for one in fetched if one.startswith(f"200 {bucket.url}/pictures/")]) >= 2
 
 
 def test_project_links_the_public_report(project: Project) -> None:
