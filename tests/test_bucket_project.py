@@ -222,7 +222,8 @@ def test_labelling_page_shows_pictures_and_card(project: Project, bucket: Bucket
         browser = playwright.chromium.launch(
             executable_path=chromium, args=["--no-sandbox", "--disable-gpu"]
         )
-        page = browser.new_page(viewport={"width": 1366, "height": 768})
+        # Playwright hears nothing of what Label Studio's service worker fetches, if that is ready.
+        page = browser.new_page(viewport={"width": 1366, "height": 768}, service_workers="block")
         page.on("response", lambda answer: fetched.append(f"{answer.status} {answer.url}"))
         page.goto(f"{connection.label_studio_url}/user/login/")
         page.fill("input[name=email]", connection.email)
