@@ -1,6 +1,6 @@
 # The ML backend and the `cellai` command. Label Studio has its own image, see docker-compose.yml.
 # Two stages: what installs packages (pip, uv) does not get into the image that runs.
-FROM python:3.12.11-slim-bookworm AS build
+FROM python:3.12-slim-bookworm AS build
 
 # cpu: about 1 GB; cu132 and the like add the CUDA libraries (several GB) for a GPU host.
 ARG TORCH_BACKEND=cpu
@@ -27,7 +27,7 @@ COPY backend backend
 COPY converters converters
 RUN uv pip install --python /venv/bin/python --no-deps --editable .
 
-FROM python:3.12.11-slim-bookworm
+FROM python:3.12-slim-bookworm
 
 # The base image's own pip goes, too.
 RUN python -m pip uninstall --yes --quiet pip

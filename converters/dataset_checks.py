@@ -45,7 +45,7 @@ def damage_named(source: str, where: str) -> Iterator[None]:
 
 
 def check_filters(dataset: h5py.Dataset, *, source: str) -> None:
-    """Refuses a dataset whose compression cannot be undone here.
+    """Refuses a dataset whose compression cannot be undone here, or not without danger.
 
     Raises:
         MissingFilterError: names the filter by number and name.
@@ -53,8 +53,15 @@ def check_filters(dataset: h5py.Dataset, *, source: str) -> None:
     creation = dataset.id.get_create_plist()
     for position in range(creation.get_nfilters()):
         code, _, _, name = creation.get_filter(position)
+        text = name.decode("ascii", "replace") or "unnamed"
+        if code == h5py.h5z.FILTER_NBIT:
+            # Its reader believes the parameters in the file (CVE-2026-19026, CVE-2026-19027).
+            raise MissingFilterError(
+                f"{source}: '{dataset.name}' is packed with HDF5's N-Bit filter, which forged files"
+                " can crash.",
+                hint="If you trust the file, rewrite it with `h5repack -f GZIP=4`.",
+            )
         if not h5py.h5z.filter_avail(code):
-            text = name.decode("ascii", "replace") or "unnamed"
             raise MissingFilterError(
                 f"{source}: '{dataset.name}' is compressed with HDF5 filter {code} ({text}), "
                 "which is not installed.",
@@ -122,6 +129,13 @@ def _check_storage(dataset: h5py.Dataset, where: str) -> None:
     sides = zip(dataset.shape, dataset.chunks, strict=True)
     declared = math.prod(-(-size // chunk) for size, chunk in sides)
     stored = dataset.id.get_num_chunks()
+    creation = dataset.id.get_create_plist()
+    if stored < declared and creation.fill_value_defined() == h5py.h5d.FILL_VALUE_USER_DEFINED:
+        # libhdf5 2.0.0 fills the others from a value whose length nobody checked (CVE-2026-106547).
+        raise ShapeMismatchError(
+            f"{where} stores {stored:,} of {declared:,} chunks and a value to fill the rest with.",
+            hint="The writer was interrupted. If you trust the file, rewrite it with `h5repack`.",
+        )
     if stored < MIN_STORED_SHARE * declared:
         raise ShapeMismatchError(
             f"{where} declares {dataset.shape} but stores only {stored:,} of {declared:,} chunks.",

@@ -60,7 +60,7 @@ class NotHdf5Error(SourceError):
 
 
 class MissingFilterError(SourceError):
-    """A dataset is compressed with a filter that is not installed."""
+    """A dataset is compressed with a filter that is not installed or not safe."""
 
 
 class BrokenLinkError(SourceError):

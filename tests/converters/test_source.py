@@ -289,6 +289,18 @@ def test_mostly_unwritten_dataset_is_refused(tmp_path: Path) -> None:
             check_images(dataset, source="liar.h5")
 
 
+def test_unwritten_images_are_not_filled_from_the_file(tmp_path: Path) -> None:
+    options = {"shape": (4, 8, 8), "dtype": "f4", "chunks": (1, 8, 8)}
+    with h5py.File(tmp_path / "filled.h5", "w") as file:
+        for name, fill in (("default", None), ("given", 1)):
+            file.create_dataset(name, **options, fillvalue=fill)[:3] = IMAGES[:3]
+        check_images(file["default"], source="filled.h5")
+        with pytest.raises(ShapeMismatchError, match="stores 3 of 4 chunks and a value to fill"):
+            check_images(file["given"], source="filled.h5")
+        file["given"][3] = 0
+        check_images(file["given"], source="filled.h5")
+
+
 def test_virtual_dataset_of_nothing_is_refused(tmp_path: Path) -> None:
     layout = h5py.VirtualLayout((10**8, 8, 8), IMAGES.dtype)
     layout[:4] = h5py.VirtualSource("part.h5", "phase/images", IMAGES.shape)

@@ -449,6 +449,37 @@ def small_image_count_but_endless_sides(file: h5py.File, _: Path) -> None:
     file["phase/images"][0, :64, :64] = 1
 
 
+@attack
+def chunk_packed_by_n_bit(file: h5py.File, _: Path) -> None:
+    creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    creation.set_chunk((1, 20, 20))
+    creation.set_filter(h5py.h5z.FILTER_NBIT, h5py.h5z.FLAG_MANDATORY)
+    space = h5py.h5s.create_simple(IMAGES.shape)
+    group = file.create_group("phase").id
+    packed = h5py.h5d.create(group, b"images", h5py.h5t.NATIVE_FLOAT, space, creation)
+    packed.write(h5py.h5s.ALL, h5py.h5s.ALL, IMAGES)
+
+
+def fill_value_attack(folder: Path) -> Path:
+    """A fill value longer than the pixels of the missing chunks that it is to fill."""
+    path = folder / "case.h5"
+    path.unlink(missing_ok=True)
+    with h5py.File(path, "w") as file:
+        options = {"chunks": (1, 1000, 1000), "dtype": "u1", "fillvalue": 7}
+        images = file.create_dataset("phase/images", (4, 1000, 1000), **options)
+        images[:3] = 1
+    content = bytearray(path.read_bytes())
+    message = b"\x02\x03\x02\x01" + (1).to_bytes(4, "little") + b"\x07"
+    assert content.count(message) == 1  # version, allocation, writing, defined; length; value
+    at = content.index(message) + 4
+    content[at : at + 4] = (8).to_bytes(4, "little")
+    path.write_bytes(content)
+    return path
+
+
+ATTACKS["fill_value_longer_than_a_pixel"] = fill_value_attack
+
+
 def working_directory_attack(folder: Path) -> Path:
     """Raw storage with a relative name: HDF5 looks for it where the command was started."""
     inner = folder / "inner"
