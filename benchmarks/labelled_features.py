@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from backend.feature_cache import FeatureCache, content_key
 from backend.features import Trunk
-from converters.crops import Crop, ReadOptions, iter_crops
+from converters.crops import Crop, ReadOptions
+from converters.reading import iter_crops
 from converters.rendering import model_input
 
 CHUNK = 64

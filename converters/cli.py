@@ -44,29 +44,27 @@ from converters.cli_options import (
     stored_connection,
 )
 from converters.connection_file import FILE_NAME, read_connection
-from converters.crops import ReadOptions, plan_crops
+from converters.crops import ReadOptions
 from converters.durable import replacing
 from converters.errors import CellAIError, ConfigurationError, OutputError, UnknownLayoutError
 from converters.export import export_labels
+from converters.importing import ImportOptions, ImportReport, check_labels, import_sources
 from converters.inspection import inspect_source
 from converters.label_config import TEMPLATE_PATH, read_label_config, write_label_config
 from converters.launcher import Launcher, UpOptions
 from converters.picture_store import PictureBucket
 from converters.project import (
-    ImportOptions,
-    ImportReport,
-    check_labels,
     connect_backend,
     create_project,
     default_title,
     export_tasks,
-    import_sources,
     link_report,
     project_label_config,
-    read_sources,
     show_predictions,
 )
+from converters.reading import plan_crops
 from converters.sample import write_sample_crops, write_sample_frames
+from converters.source_record import read_sources
 from converters.tables import inspection_parts, problem_table
 from converters.terminal import plain
 

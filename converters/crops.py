@@ -1,40 +1,21 @@
-"""Sources into crops: a small picture per cell, fixed size, native resolution, with its origin.
-
-Everything streams: memory depends on the size of one block of images, not on that of the file.
-"""
+"""Image into crops: a small picture per cell, fixed size, native resolution, with its origin."""
 
 import hashlib
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from converters.errors import EmptySourceError, UnreadableSourceError
-from converters.images import (
-    BoolArray,
-    FloatArray,
-    Hdf5Stack,
-    ImageStack,
-    SourceImage,
-    UInt8Array,
-    border_level,
-)
-from converters.layouts import LayoutOptions, recognise
+from converters.images import BoolArray, FloatArray, SourceImage, UInt8Array, border_level
+from converters.layouts import LayoutOptions
 from converters.memory_limit import limited_memory
-from converters.pictures import PICTURE_SUFFIXES, PictureStack, find_files, single_picture
 from converters.problems import Problems
 from converters.segmentation import MAX_OBJECTS, Segmented, Sensitivity, segment
-from converters.source import Hdf5Source
-from converters.structure import check_structure
 
 FRAME_FACTOR = 1.5
-PLAN_SAMPLES = 3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,257 +83,6 @@ class ReadOptions:
         return LayoutOptions(images=self.images, labels=self.labels)
 
 
-@dataclass(frozen=True, slots=True)
-class CropPlan:
-    """What an import will bring, for its progress bar.
-
-    Attributes:
-        images: number of images.
-        cells: number of cells, estimated from a few frames unless `exact`.
-        exact: whether `cells` is certain.
-    """
-
-    images: int
-    cells: int
-    exact: bool
-
-
-@dataclass(frozen=True, slots=True)
-class NamedSource:
-    """A source and the name that its crops carry."""
-
-    path: Path
-    name: str
-
-
-def name_sources(sources: Sequence[Path]) -> list[NamedSource]:
-    """Sources under their file names, with as much of their folders as tells equal names apart.
-
-    Raises:
-        UnreadableSourceError: a source does not exist, or is given twice.
-    """
-    resolved = [path.resolve() for path in sources]
-    for path in sources:
-        if not path.exists():
-            raise UnreadableSourceError(
-                f"{path} does not exist.", hint="Check the path for typing errors."
-            )
-    twice = [str(path) for path, times in Counter(resolved).items() if times > 1]
-    if twice:
-        raise UnreadableSourceError(
-            f"{', '.join(twice)} is given twice.", hint="Name every source once."
-        )
-    names = [path.name for path in resolved]
-    for depth in range(2, max((len(path.parts) for path in resolved), default=0) + 1):
-        clashes = {name for name, times in Counter(names).items() if times > 1}
-        names = [
-            Path(*path.parts[-depth:]).as_posix() if name in clashes else name
-            for path, name in zip(resolved, names, strict=True)
-        ]
-    return [NamedSource(path, name) for path, name in zip(sources, names, strict=True)]
-
-
-@contextmanager
-def open_stacks(
-    source: NamedSource, *, options: ReadOptions, problems: Problems
-) -> Iterator[Iterator[ImageStack]]:
-    """The stacks of images of one source: an HDF5 file, a picture, or a folder of both.
-
-    Raises:
-        SourceError: the source cannot be used.
-    """
-    if source.path.is_dir():
-        yield _folder_stacks(source, options, problems)
-    elif source.path.suffix.casefold() in PICTURE_SUFFIXES:
-        yield iter([PictureStack(source.name, tuple(single_picture(source.path)), problems)])
-    else:
-        check_structure(source.path, name=source.name, outside_links=options.outside_links)
-        with Hdf5Source(source.path, name=source.name, outside_links=options.outside_links) as file:
-            yield _hdf5_stacks(file, options, problems)
-
-
-def _hdf5_stacks(
-    file: Hdf5Source, options: ReadOptions, problems: Problems
-) -> Iterator[ImageStack]:
-    layout = recognise(file, options.layout)
-    for remark in layout.remarks():
-        problems.report(file.name, remark)
-    for columns in layout.stacks():
-        yield Hdf5Stack(file.name, columns)
-
-
-def _folder_stacks(
-    source: NamedSource, options: ReadOptions, problems: Problems
-) -> Iterator[ImageStack]:
-    pictures, files = find_files(
-        source.path, outside_links=options.outside_links, problems=problems
-    )
-    if not pictures and not files:
-        raise EmptySourceError(
-            f"{source.path} holds no picture and no HDF5 file.",
-            hint="Give a folder of PNG, JPEG or TIFF pictures; class sub-folders become labels.",
-        )
-    if pictures:
-        yield PictureStack(source.name, tuple(pictures), problems)
-    for path in files:
-        inner = NamedSource(path, path.relative_to(source.path).as_posix())
-        with open_stacks(inner, options=options, problems=problems) as stacks:
-            yield from stacks
-
-
-def iter_crops(
-    sources: Sequence[Path], *, options: ReadOptions, problems: Problems | None = None
-) -> Iterator[Crop]:
-    """The cells of all sources, in the order of the sources.
-
-    Args:
-        sources: HDF5 files, pictures and folders.
-        options: how to read them.
-        problems: told about everything that is left out or changed.
-
-    Raises:
-        SourceError: a source cannot be used; raised before the first crop of that source.
-    """
-    problems = Problems() if problems is None else problems
-    named = name_sources(sources)
-    if options.limit is None:
-        for image in _iter_images(named, options, problems):
-            yield from cut_crops(image, options=options, problems=problems)
-        return
-    n_images = _count_images(named, options)
-    if options.limit < n_images:
-        yield from _one_per_image(named, options, problems, n_images)
-    else:
-        yield from _evenly_of_all(named, options, problems)
-
-
-def _one_per_image(
-    named: Sequence[NamedSource], options: ReadOptions, problems: Problems, n_images: int
-) -> Iterator[Crop]:
-    """One cell of each of `limit` evenly spread images; one without cells passes its turn on."""
-    due = 0
-    chosen = _iter_images(named, options, problems, spread=(options.limit or 0, n_images))
-    for turn, image in enumerate(chosen):
-        crops = cut_crops(image, options=options, problems=problems)
-        due += 1
-        for step in range(min(due, len(crops))):
-            yield crops[(turn + step) % len(crops)]
-            due -= 1
-
-
-def _evenly_of_all(
-    named: Sequence[NamedSource], options: ReadOptions, problems: Problems
-) -> Iterator[Crop]:
-    """`limit` cells evenly spread over all, which are counted first."""
-    limit = options.limit or 0
-    total = sum(_count_cells(named, options))
-    rank = 0
-    for image in _iter_images(named, options, problems):
-        for crop in cut_crops(image, options=options, problems=problems):
-            if _is_chosen(rank, limit, total):
-                yield crop
-            rank += 1
-
-
-def _is_chosen(rank: int, limit: int, total: int) -> bool:
-    return limit >= total or (rank + 1) * limit // total > rank * limit // total
-
-
-def _iter_images(
-    named: Sequence[NamedSource],
-    options: ReadOptions,
-    problems: Problems,
-    *,
-    spread: tuple[int, int] | None = None,
-) -> Iterator[SourceImage]:
-    """The images of all sources; with `spread` = (n, total) only n of them, evenly spaced."""
-    first = 0
-    for source in named:
-        with open_stacks(source, options=options, problems=problems) as stacks:
-            for stack in stacks:
-                yield from stack.read(_chosen_indices(stack.count, first, spread))
-                first += stack.count
-
-
-def _chosen_indices(count: int, first: int, spread: tuple[int, int] | None) -> Sequence[int]:
-    if spread is None:
-        return range(count)
-    return [index for index in range(count) if _is_chosen(first + index, *spread)]
-
-
-def _count_images(named: Sequence[NamedSource], options: ReadOptions) -> int:
-    return sum(stack.count for stack in _iter_stacks(named, options))
-
-
-def _iter_stacks(named: Sequence[NamedSource], options: ReadOptions) -> Iterator[ImageStack]:
-    """All stacks, for looking ahead: troubles are reported when they are read in earnest."""
-    for source in named:
-        with open_stacks(source, options=options, problems=Problems()) as stacks:
-            yield from stacks
-
-
-def _count_cells(named: Sequence[NamedSource], options: ReadOptions) -> Iterator[int]:
-    for stack in _iter_stacks(named, options):
-        if _holds_single_cells(stack, options):
-            yield stack.count
-        else:
-            yield from (_count_in(image, options) for image in stack.read(range(stack.count)))
-
-
-def _count_in(image: SourceImage, options: ReadOptions) -> int:
-    if image.whole or not _is_frame(image.size_px, options):
-        return 1
-    return len(_segment(image, options).cells)
-
-
-def _holds_single_cells(stack: ImageStack, options: ReadOptions) -> bool:
-    return stack.size_px is not None and not _is_frame(stack.size_px, options)
-
-
-def _is_frame(size_px: tuple[int, int], options: ReadOptions) -> bool:
-    return max(size_px) > FRAME_FACTOR * options.crop_size_px
-
-
-def _segment(image: SourceImage, options: ReadOptions) -> Segmented:
-    with limited_memory(image.source):
-        return segment(image, sensitivity=options.sensitivity, min_area_px=options.min_area_px)
-
-
-def plan_crops(sources: Sequence[Path], *, options: ReadOptions) -> CropPlan:
-    """How many cells to expect; frames are estimated from three of each stack.
-
-    Raises:
-        SourceError: a source cannot be used.
-    """
-    images, cells, exact = 0, 0, True
-    for stack in _iter_stacks(name_sources(sources), options):
-        images += stack.count
-        if _holds_single_cells(stack, options):
-            cells += stack.count
-            continue
-        sample = sorted(set(np.linspace(0, stack.count - 1, PLAN_SAMPLES).astype(int).tolist()))
-        found = [_count_in(image, options) for image in stack.read(sample)]
-        cells += round(stack.count * sum(found) / len(sample))
-        exact = exact and len(sample) == stack.count
-    if options.limit is not None:
-        cells = min(cells, options.limit)
-    return CropPlan(images, cells, exact)
-
-
-def count_labels(sources: Sequence[Path], *, options: ReadOptions) -> Counter[str]:
-    """How many images carry each label, in all sources together; no image is read.
-
-    The limit does not apply: labels are checked for the whole source.
-
-    Raises:
-        SourceError: a source cannot be used.
-    """
-    counts: Counter[str] = Counter()
-    for stack in _iter_stacks(name_sources(sources), options):
-        counts.update(label for label in stack.labels() if label is not None)
-    return counts
-
-
 def cut_crops(image: SourceImage, *, options: ReadOptions, problems: Problems) -> list[Crop]:
     """The cells of one image: one for an image about the size of a crop, those found for a frame.
 
@@ -361,13 +91,25 @@ def cut_crops(image: SourceImage, *, options: ReadOptions, problems: Problems) -
         options: how to read it.
         problems: told about frames without cells, dropped labels and objects too small.
     """
-    if not _is_frame(image.size_px, options):
+    if not is_frame(image.size_px, options):
         return [_only_cell(image, options)]
     if image.whole:
         reason = f"labelled picture larger than {options.crop_size_px} px: scaled down as one cell"
         problems.report(image.given or image.source, reason, where=image.where)
         return [_scaled_cell(image, options)]
     return _cells_of_frame(image, options, problems)
+
+
+def is_frame(size_px: tuple[int, int], options: ReadOptions) -> bool:
+    """Whether an image of this height and width may hold several cells, which are to be found."""
+    return max(size_px) > FRAME_FACTOR * options.crop_size_px
+
+
+def count_cells(image: SourceImage, *, options: ReadOptions) -> int:
+    """How many crops `cut_crops` makes of the image."""
+    if image.whole or not is_frame(image.size_px, options):
+        return 1
+    return len(_segment(image, options).cells)
 
 
 def _cells_of_frame(image: SourceImage, options: ReadOptions, problems: Problems) -> list[Crop]:
@@ -594,3 +336,8 @@ def _resized(channel: NDArray[Any] | None, target: tuple[int, int]) -> NDArray[A
     if channel is None:
         return None
     return np.asarray(Image.fromarray(channel).resize(target, Image.Resampling.BOX))
+
+
+def _segment(image: SourceImage, options: ReadOptions) -> Segmented:
+    with limited_memory(image.source):
+        return segment(image, sensitivity=options.sensitivity, min_area_px=options.min_area_px)

@@ -6,8 +6,6 @@ with all labels. The sources are only read. Everything is written to a hidden fo
 and compared, and only then moved to its name. Label Studio is not called.
 """
 
-import csv
-import io
 import shutil
 import tempfile
 from collections import Counter, defaultdict
@@ -23,68 +21,19 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.crops import FRAME_FACTOR, ReadOptions
+from converters.crops import ReadOptions, is_frame
 from converters.dataset_checks import image_size
 from converters.durable import sync
 from converters.errors import ExportError, OutputError, SourceChangedError
+from converters.exported_cells import CSV_NAME, TEXT, ExportTask, cells_table, same_cells, write_csv
 from converters.hdf5_copy import check_unchanged, copy_hdf5
 from converters.label_writing import WrittenLabels, check_labels, keep_old, write_labels
-from converters.labels import ChosenLabel, chosen_label
 from converters.layouts import Layout, recognise
 from converters.source import Hdf5Source, fingerprint
 from converters.structure import check_structure
 
-CSV_NAME = "labels.csv"
 CELLS = "cellai/cells"
 FORMAT = 1
-
-_TEXT = h5py.string_dtype()
-_CELL_FIELDS = np.dtype(
-    [
-        ("dataset", _TEXT),
-        ("index", np.int64),
-        ("x", np.int64),
-        ("y", np.int64),
-        ("width", np.int64),
-        ("height", np.int64),
-        ("crop_id", _TEXT),
-        ("group", _TEXT),
-        ("label", _TEXT),
-        ("annotator", _TEXT),
-        ("labelled_at", _TEXT),
-        ("model_version", _TEXT),
-        ("ground_truth", np.bool_),
-        ("n_annotations", np.int64),
-        ("n_agreeing", np.int64),
-        ("task_id", np.int64),
-        ("annotation_id", np.int64),
-    ]
-)
-
-
-@dataclass(frozen=True, slots=True)
-class ExportTask:
-    """One task: where its cell is, and its label if it has one.
-
-    Attributes:
-        task_id: Label Studio's id.
-        source: name of the source, '' for a task that no import of ours made.
-        dataset: path of the image dataset, '' for a picture.
-        index: of the image in it.
-        bbox: x, y, width, height in px in the image.
-        crop_id: of the cell.
-        group: field of view.
-        chosen: the label; None while unlabelled.
-    """
-
-    task_id: int
-    source: str
-    dataset: str
-    index: int
-    bbox: tuple[int, int, int, int]
-    crop_id: str
-    group: str
-    chosen: ChosenLabel | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,43 +71,6 @@ class ExportReport:
     csv_only: dict[str, int]
 
 
-def export_task(
-    task: Mapping[str, Any], *, from_name: str, annotators: Mapping[str, str] | None = None
-) -> ExportTask:
-    """A task of Label Studio's JSON export, with the label the rule chooses.
-
-    Args:
-        task: `id`, `data` as the import wrote it, and `annotations`.
-        from_name: name of the `Choices` tag to read.
-        annotators: e-mail address by user id, for exports that only give ids.
-
-    Raises:
-        ExportError: the task's data was changed to something that is no place in a source.
-    """
-    data, chosen = task["data"], chosen_label(task.get("annotations") or (), from_name=from_name)
-    if chosen is not None and annotators:
-        chosen = replace(chosen, annotator=annotators.get(chosen.annotator, chosen.annotator))
-    try:
-        x, y, width, height = (int(side) for side in data.get("bbox") or (0, 0, 0, 0))
-        index = int(data.get("index") or 0)
-    except (TypeError, ValueError) as error:
-        raise ExportError(
-            f"Task {task['id']} has index {data.get('index')!r} and bbox {data.get('bbox')!r}, "
-            "which are no place in an image.",
-            hint="Its data was edited in Label Studio: delete the task and import again.",
-        ) from error
-    return ExportTask(
-        task_id=int(task["id"]),
-        source=str(data.get("source", "")),
-        dataset=str(data.get("dataset", "")),
-        index=index,
-        bbox=(x, y, width, height),
-        crop_id=str(data.get("crop_id", "")),
-        group=str(data.get("group", "")),
-        chosen=chosen,
-    )
-
-
 def export_labels(
     tasks: Iterable[ExportTask],
     sources: Mapping[str, ExportSource],
@@ -191,7 +103,7 @@ def export_labels(
     with _staging(out_dir) as staging:
         _check_space(staging, (file.path for file in files.values()))
         targets = _targets(files, out_dir)
-        results = {CSV_NAME: _write_csv(labelled, staging / CSV_NAME)}
+        results = {CSV_NAME: write_csv(labelled, staging / CSV_NAME)}
         n_in_columns = 0
         for name, file in files.items():
             of_file = [task for task in tasks if task.source == name and task.dataset]
@@ -344,54 +256,11 @@ def _column_labels(
     sizes_px = {columns.dataset: image_size(columns.first) for columns in layout.stacks()}
     labels: defaultdict[str, dict[int, str]] = defaultdict(dict)
     for (dataset, index), cells in cells_of.items():
-        is_frame = max(sizes_px[dataset]) > FRAME_FACTOR * read.crop_size_px
         chosen = cells[0].chosen if len(cells) == 1 else None
-        if chosen is not None and not (is_frame and read.limit is not None):
+        is_countable = read.limit is None or not is_frame(sizes_px[dataset], read)
+        if chosen is not None and is_countable:
             labels[dataset][index] = chosen.label
     return labels
-
-
-def cells_table(tasks: Sequence[ExportTask]) -> NDArray[np.void]:
-    """The labels of one file as the rows of its table, ordered by place.
-
-    Args:
-        tasks: with labels.
-
-    Returns:
-        Compound array of shape (len(tasks),).
-    """
-    ordered = sorted(tasks, key=lambda task: (task.dataset, task.index, task.bbox, task.task_id))
-    rows = (_row(task) for task in ordered)
-    return np.array(
-        [tuple(row[name] for name in _CELL_FIELDS.names or ()) for row in rows], dtype=_CELL_FIELDS
-    )
-
-
-def _row(task: ExportTask) -> dict[str, Any]:
-    chosen = task.chosen
-    if chosen is None:
-        raise ValueError(f"task {task.task_id} has no label")
-    x, y, width, height = task.bbox
-    return {
-        "source": task.source,
-        "dataset": task.dataset,
-        "index": task.index,
-        "x": x,
-        "y": y,
-        "width": width,
-        "height": height,
-        "crop_id": task.crop_id,
-        "group": task.group,
-        "label": chosen.label,
-        "annotator": chosen.annotator,
-        "labelled_at": chosen.labelled_at.isoformat() if chosen.labelled_at else "",
-        "model_version": chosen.model_version,
-        "ground_truth": chosen.is_ground_truth,
-        "n_annotations": chosen.n_annotations,
-        "n_agreeing": chosen.n_agreeing,
-        "task_id": task.task_id,
-        "annotation_id": chosen.annotation_id,
-    }
 
 
 def _provenance(
@@ -408,10 +277,10 @@ def _provenance(
         "project": project,
         "source": name,
         "source_sha256": file.sha256,
-        "annotators": np.array(sorted({label.annotator for label in chosen}), dtype=_TEXT),
+        "annotators": np.array(sorted({label.annotator for label in chosen}), dtype=TEXT),
         "labelled_from": times[0] if times else "",
         "labelled_until": times[-1] if times else "",
-        "model_versions": np.array(versions, dtype=_TEXT),
+        "model_versions": np.array(versions, dtype=TEXT),
     }
 
 
@@ -442,7 +311,7 @@ def _verify(
     with h5py.File(staged, "r", locking=False) as copy:
         for stack in written:
             check_labels(copy, stack)
-        if not _same_cells(copy[CELLS][()], cells):
+        if not same_cells(copy[CELLS][()], cells):
             raise OutputError(
                 f"The table of labels for {source.name} was not written right.",
                 hint="Nothing was written. Check the disk, then export again.",
@@ -450,27 +319,7 @@ def _verify(
         check_unchanged(source, copy, moved=moved)
 
 
-def _same_cells(stored: NDArray[np.void], expected: NDArray[np.void]) -> bool:
-    def as_text(value: Any) -> Any:
-        return value.decode() if isinstance(value, bytes) else value
-
-    return bool([tuple(map(as_text, row)) for row in stored.tolist()] == expected.tolist())
-
-
 # --- the folder --------------------------------------------------------------------------------
-
-
-def _write_csv(tasks: Sequence[ExportTask], path: Path) -> Path:
-    """All labels, ordered by source and place; the same labels give the same bytes."""
-    ordered = sorted(
-        tasks, key=lambda task: (task.source, task.dataset, task.index, task.bbox, task.task_id)
-    )
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, ["source", *(_CELL_FIELDS.names or ())], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(_row(task) for task in ordered)
-    path.write_text(text.getvalue(), encoding="utf-8")
-    return path
 
 
 @contextmanager

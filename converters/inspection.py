@@ -10,19 +10,19 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.crops import (
+from converters.crops import ReadOptions
+from converters.errors import SourceError
+from converters.layouts import Layout, recognise
+from converters.pictures import is_picture_source
+from converters.problems import Problems
+from converters.reading import (
     CropPlan,
     NamedSource,
-    ReadOptions,
     count_labels,
     name_sources,
     open_stacks,
     plan_crops,
 )
-from converters.errors import SourceError
-from converters.layouts import Layout, recognise
-from converters.pictures import is_picture_source
-from converters.problems import Problems
 from converters.source import Hdf5Source, count_rows, read_aligned
 from converters.structure import check_structure
 

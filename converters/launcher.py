@@ -18,18 +18,15 @@ from converters.connection_file import (
     read_connection,
 )
 from converters.errors import AlreadyRunningError, CellAIError, OutputError
+from converters.importing import ImportOptions, ImportReport, check_labels, import_sources
 from converters.label_config import read_label_config
 from converters.label_studio import Connection
 from converters.processes import Children, check_port
 from converters.project import (
-    ImportOptions,
-    ImportReport,
     check_classes,
-    check_labels,
     connect_backend,
     create_project,
     default_title,
-    import_sources,
     link_report,
     show_predictions,
 )

@@ -10,8 +10,9 @@ from labelling_page import Labelled, predict
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from converters.crops import ReadOptions
+from converters.importing import ImportOptions, import_sources
 from converters.label_config import TEMPLATE_PATH, read_label_config
-from converters.project import ImportOptions, create_project, import_sources
+from converters.project import create_project
 
 CELLS = 26
 VIEWPORT_PX = (1366, 768)

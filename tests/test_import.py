@@ -10,9 +10,10 @@ import h5py
 import pytest
 from installation import CELLAI, Installation, run_cellai, wait_until
 
+from converters.importing import BATCH
 from converters.label_config import TEMPLATE_PATH
 from converters.label_studio import Connection
-from converters.project import BATCH, create_project, default_title
+from converters.project import create_project, default_title
 
 pytestmark = pytest.mark.label_studio
 

@@ -12,8 +12,9 @@ from backend.features import load_trunk
 from backend.head import Head, probabilities
 from backend.registry import Registry
 from converters.backend_client import BackendClient
-from converters.crops import ReadOptions, iter_crops
+from converters.crops import ReadOptions
 from converters.label_config import TEMPLATE_PATH, read_label_config
+from converters.reading import iter_crops
 from converters.rendering import model_input
 
 pytestmark = pytest.mark.label_studio

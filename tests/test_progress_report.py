@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+from browser_fixtures import ARGUMENTS
 from installation import Installation, annotate, run_cellai, wait_until, walk_queue
 from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
@@ -18,15 +19,6 @@ from converters.project import BackendAddress, link_report
 
 pytestmark = [pytest.mark.browser, pytest.mark.label_studio]
 
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 ROUNDS = 4
 LABELS_PER_ROUND = 25
 CHARTS = [

@@ -11,25 +11,12 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from made_up import version
 
 from backend.errors import ModelCorruptError, ModelNotFoundError
-from backend.registry import Registry, Version
+from backend.registry import Registry
 
 TENSORS = {"weight": torch.arange(6.0).reshape(2, 3)}
-
-
-def version(number: int) -> Version:
-    return Version(
-        version=f"cellai-{number:04d}",
-        project_id=3,
-        classes=("a", "b"),
-        n_labels=number,
-        labels_digest="d",
-        trunk_id="t",
-        parameters={"mode": "auto"},
-        created_at=f"2026-01-01T00:00:{number:02d}+00:00",
-        metrics={"macro_f1": 0.5},
-    )
 
 
 @pytest.fixture

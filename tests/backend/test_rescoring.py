@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from made_up import PredictionsInMemory, version
 
-from backend.label_studio import LabelStudioClient, Task
+from backend.label_studio import Task
 from backend.pool import Pool, input_mode
-from backend.registry import Version
 from backend.rescoring import LAST, next_version_name, outdated_predictions, publish, rescore
 from backend.retraining import is_worse
 from backend.settings import ProjectParameters
@@ -17,46 +17,7 @@ from converters.label_config import LabelConfig
 
 CONFIG = LabelConfig("cell_class", "card", ("a", "b"), ("A", "B"), ())
 N_TASKS = 12
-
-
-class FakeLabelStudio(LabelStudioClient):
-    """Keeps predictions in memory. The real server does this in tests/test_queue.py."""
-
-    def __init__(self, rows: list[dict[str, Any]]) -> None:
-        super().__init__("http://label-studio", "token")
-        self.rows = rows
-        self.switched_to = ""
-
-    def model_versions(self, project_id: int) -> dict[str, int]:
-        names = [row["model_version"] for row in self.rows]
-        return {name: names.count(name) for name in names}
-
-    def predictions(self, project_id: int) -> list[dict[str, Any]]:
-        return list(self.rows)
-
-    def import_predictions(self, project_id: int, predictions: Any) -> None:
-        first = 1 + max((row["id"] for row in self.rows), default=0)
-        self.rows += [row | {"id": first + at} for at, row in enumerate(predictions)]
-
-    def delete_prediction(self, prediction_id: int) -> None:
-        self.rows = [row for row in self.rows if row["id"] != prediction_id]
-
-    def set_model_version(self, project_id: int, version: str) -> None:
-        self.switched_to = version
-
-
-def version() -> Version:
-    return Version(
-        version="cellai-0002",
-        project_id=3,
-        classes=CONFIG.classes,
-        n_labels=4,
-        labels_digest="",
-        trunk_id="",
-        parameters={},
-        created_at="",
-        head_sha256="x",
-    )
+VERSION = version(2, head_sha256="x")
 
 
 @pytest.fixture
@@ -86,26 +47,31 @@ def test_every_task_gets_a_score_and_unreadable_ones_come_last(
         settings=TrainingSettings(epochs=5, mc_passes=4),
     )
     rescored = rescore(
-        snapshot, pool, version(), fitted.head, parameters=ProjectParameters(mc_passes=4), seed=0
+        snapshot,
+        pool,
+        VERSION,
+        fitted.head,
+        parameters=ProjectParameters(mc_passes=4),
+        seed=0,
     )
     is_open = [row for row in range(N_TASKS - 1) if row not in rows]
     assert len(set(rescored.scores[is_open])) == len(is_open)
     assert ((rescored.scores >= 0) & (rescored.scores <= 1)).all()
     assert rescored.scores[-1] == LAST
 
-    label_studio = FakeLabelStudio([])
+    label_studio = PredictionsInMemory()
     publish(label_studio, snapshot, pool, rescored, on_stage=lambda _: None)
     assert [row["task"] for row in label_studio.rows] == [task.id for task in pool.tasks]
     assert label_studio.rows[-1]["result"] == []
-    assert label_studio.switched_to == "cellai-0002"
+    assert label_studio.serving == "cellai-0002"
 
 
 def test_publication_adds_only_what_is_missing_and_removes_doubles(
     pool: Pool, snapshot: Snapshot
 ) -> None:
-    rescored = rescore(snapshot, pool, version(), None, parameters=ProjectParameters(), seed=0)
+    rescored = rescore(snapshot, pool, VERSION, None, parameters=ProjectParameters(), seed=0)
     row = {"task": 100, "model_version": "cellai-0002", "result": [], "score": 0.5}
-    label_studio = FakeLabelStudio([row | {"id": 1}, row | {"id": 2}])
+    label_studio = PredictionsInMemory([row | {"id": 1}, row | {"id": 2}])
     publish(label_studio, snapshot, pool, rescored, on_stage=lambda _: None)
     assert sorted(row["task"] for row in label_studio.rows) == [task.id for task in pool.tasks]
 
@@ -115,16 +81,16 @@ def test_import_of_a_killed_run_that_comes_late_doubles_nothing(
 ) -> None:
     """Label Studio carries out a request although its sender was killed meanwhile."""
 
-    class SlowLabelStudio(FakeLabelStudio):
+    class SlowLabelStudio(PredictionsInMemory):
         def import_predictions(self, project_id: int, predictions: Any) -> None:
             super().import_predictions(project_id, predictions)
             super().import_predictions(project_id, predictions)
 
-    rescored = rescore(snapshot, pool, version(), None, parameters=ProjectParameters(), seed=0)
-    label_studio = SlowLabelStudio([])
+    rescored = rescore(snapshot, pool, VERSION, None, parameters=ProjectParameters(), seed=0)
+    label_studio = SlowLabelStudio()
     publish(label_studio, snapshot, pool, rescored, on_stage=lambda _: None)
     assert [row["task"] for row in label_studio.rows] == [task.id for task in pool.tasks]
-    assert label_studio.switched_to == "cellai-0002"
+    assert label_studio.serving == "cellai-0002"
 
 
 def test_names_count_on_from_what_label_studio_has() -> None:
@@ -137,7 +103,9 @@ def test_names_count_on_from_what_label_studio_has() -> None:
 def test_sweep_takes_only_our_own_old_versions() -> None:
     names = ["cellai-0001", "cellai-0002", "somebody-else", "", "cellai-0003"]
     rows = [{"id": id_, "task": 1, "model_version": name} for id_, name in enumerate(names)]
-    outdated = outdated_predictions(FakeLabelStudio(rows), 3, keep={"cellai-0003", "cellai-0002"})
+    outdated = outdated_predictions(
+        PredictionsInMemory(rows), 3, keep={"cellai-0003", "cellai-0002"}
+    )
     assert outdated == [0]
 
 

@@ -11,10 +11,11 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from made_up import PredictionsInMemory
 from pydantic import SecretStr
 
 from backend.jobs import JobStore
-from backend.label_studio import LabelStudioClient, Task
+from backend.label_studio import Task
 from backend.pool import FeatureReader, Pool
 from backend.registry import Registry
 from backend.rescoring import Rescored
@@ -29,14 +30,12 @@ XML = (
 )
 
 
-class FakeLabelStudio(LabelStudioClient):
+class FakeLabelStudio(PredictionsInMemory):
     """A project in memory; every second task is an `a`."""
 
     def __init__(self, n_tasks: int, n_labels: int) -> None:
-        super().__init__("http://label-studio", "token")
+        super().__init__()
         self.n_tasks, self.n_labels = n_tasks, n_labels
-        self.rows: list[dict[str, Any]] = []
-        self.serving = ""
         self.is_failing = False
 
     def project(self, project_id: int) -> dict[str, Any]:
@@ -57,23 +56,15 @@ class FakeLabelStudio(LabelStudioClient):
         labelled = range(1, self.n_labels + 1)
         return [{"id": n, "annotations": [{"id": n, "result": [region(n)]}]} for n in labelled]
 
-    def model_versions(self, project_id: int) -> dict[str, int]:
-        names = [row["model_version"] for row in self.rows]
-        return {name: names.count(name) for name in names}
-
-    def predictions(self, project_id: int) -> list[dict[str, Any]]:
-        return list(self.rows)
-
     def import_predictions(self, project_id: int, predictions: Any) -> None:
-        taken = predictions[:10] if self.is_failing else predictions
-        self.rows += [row | {"id": len(self.rows) + at} for at, row in enumerate(taken)]
+        super().import_predictions(project_id, predictions[:10] if self.is_failing else predictions)
         if self.is_failing:
             raise LabelStudioError("The second batch timed out.", hint="")
 
     def set_model_version(self, project_id: int, version: str) -> None:
         if version not in self.model_versions(project_id):
             raise LabelStudioError("Model version doesn't exist in the project.", hint="")
-        self.serving = version
+        super().set_model_version(project_id, version)
 
 
 class FakeFeatures:

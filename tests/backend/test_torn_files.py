@@ -16,13 +16,14 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from made_up import version
 
 from backend.errors import ModelCorruptError
 from backend.feature_cache import FeatureCache
 from backend.features import Extracted, Trunk
 from backend.history import History, VersionRecord
 from backend.jobs import JobStore
-from backend.registry import Registry, Version
+from backend.registry import Registry
 from backend.runner_record import RunnerRecord, read_runner
 from converters.durable import replacing
 
@@ -66,20 +67,6 @@ TEARS = [
     pytest.param(cut_last_byte, id="without the last byte"),
     *LOST_PAGES,
 ]
-
-
-def version(number: int) -> Version:
-    return Version(
-        version=f"cellai-{number:04d}",
-        project_id=3,
-        classes=("a", "b"),
-        n_labels=number,
-        labels_digest="d",
-        trunk_id="t",
-        parameters={"mode": "auto"},
-        created_at=f"2026-01-01T00:00:{number:02d}+00:00",
-        metrics={"macro_f1": 0.5},
-    )
 
 
 @pytest.mark.parametrize("tear", TEARS)

@@ -14,9 +14,10 @@ from playwright.sync_api import Browser, Page
 from backend.cards import render_card
 from backend.report_page import ListedProject, render_list, render_report
 from converters.crops import ReadOptions
+from converters.importing import ImportOptions, import_sources
 from converters.label_config import read_label_config, write_label_config
 from converters.placeholder import render_placeholder
-from converters.project import ImportOptions, create_project, import_sources
+from converters.project import create_project
 
 pytestmark = pytest.mark.browser
 

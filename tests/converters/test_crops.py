@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from converters.crops import Crop, ReadOptions, count_labels, iter_crops, name_sources, plan_crops
+from converters.crops import Crop, ReadOptions
 from converters.errors import SourceError, UnreadableSourceError
 from converters.problems import Problems
+from converters.reading import count_labels, iter_crops, name_sources, plan_crops
 
 WriteHdf5 = Callable[..., Path]
 

@@ -1,9 +1,7 @@
 """Exports hold every label at its place, keep the rest of the file, and never half an export."""
 
 import csv
-import resource
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,19 +10,16 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from file_limit import longest_file
 from PIL import Image
 
-from converters.crops import ReadOptions, iter_crops, name_sources
+from converters.crops import ReadOptions
 from converters.errors import ExportError, OutputError, SourceChangedError
-from converters.export import (
-    ExportReport,
-    ExportSource,
-    ExportTask,
-    export_labels,
-    export_task,
-)
+from converters.export import ExportReport, ExportSource, export_labels
+from converters.exported_cells import ExportTask, export_task
 from converters.label_columns import decode_labels
 from converters.labels import ChosenLabel
+from converters.reading import iter_crops, name_sources
 from converters.source import fingerprint
 
 WriteHdf5 = Callable[..., Path]
@@ -391,22 +386,11 @@ def test_full_disk_is_foreseen(
     assert not (tmp_path / "out").exists()
 
 
-@contextmanager
-def largest_file(n_bytes: int) -> Iterator[None]:
-    """A write beyond that size fails like one on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 @pytest.mark.parametrize("beyond_source", [-1000, 100, 10_000])
 def test_disk_that_fills_up_leaves_nothing(cells: Path, tmp_path: Path, beyond_source: int) -> None:
     tasks, sources = tasks_of(cells, labels={1: "plt"}), sources_of(cells)
     with (
-        largest_file(cells.stat().st_size + beyond_source),
+        longest_file(cells.stat().st_size + beyond_source),
         pytest.raises(OutputError, match="cannot be written"),
     ):
         export_labels(tasks, sources, out_dir=tmp_path / "out", project="", classes=CLASSES)

@@ -9,10 +9,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from converters.crops import Crop, ReadOptions, count_labels, iter_crops
+from converters.crops import Crop, ReadOptions
 from converters.errors import EmptySourceError
 from converters.pictures import read_picture
 from converters.problems import Problems
+from converters.reading import count_labels, iter_crops
 
 
 def save(path: Path, pixels: NDArray[Any] | Image.Image, **options: Any) -> Path:

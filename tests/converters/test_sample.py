@@ -6,8 +6,9 @@ import h5py
 import numpy as np
 import pytest
 
-from converters.crops import Crop, ReadOptions, iter_crops
+from converters.crops import Crop, ReadOptions
 from converters.problems import Problems
+from converters.reading import iter_crops
 from converters.sample import (
     PIXEL_UM,
     SHARES,

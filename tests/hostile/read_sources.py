@@ -31,9 +31,10 @@ from hdf5_structures import write_structures
 from rich.console import Console
 
 from converters import structure
-from converters.crops import ReadOptions, iter_crops
+from converters.crops import ReadOptions
 from converters.errors import CellAIError
 from converters.inspection import inspect_source
+from converters.reading import iter_crops
 from converters.tables import inspection_parts
 
 # Of processor time, so that a busy machine makes no hang; waiting is allowed longer.

@@ -10,9 +10,10 @@ from hostile_pictures import GREY, hostile, unusual
 from backend.errors import PredictionError
 from backend.images import PictureReader, decode
 from backend.label_studio import LabelStudioClient, Task
-from converters.crops import ReadOptions, iter_crops
+from converters.crops import ReadOptions
 from converters.pictures import read_picture
 from converters.problems import Problems
+from converters.reading import iter_crops
 
 # JPEG and CMYK are not exact.
 TOLERANCE = 12
