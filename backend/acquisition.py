@@ -9,9 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.cluster import KMeans
-from sklearn.decomposition import PCA
-from sklearn.isotonic import IsotonicRegression
+from scipy.optimize import isotonic_regression
 
 from backend.uncertainty import margin_uncertainty, mutual_information, predictive_entropy
 
@@ -174,11 +172,10 @@ def priorities_along(order: IntArray, uncertainty: Float64Array) -> Float64Array
     """
     ramp = PRIORITY_STEP * np.arange(len(order))
     lowest = ramp[-1] if len(ramp) else 0.0
-    falling = IsotonicRegression(increasing=False, y_min=lowest, y_max=1.0)
     priorities = np.empty(len(order))
     if len(order):
-        fitted = falling.fit_transform(np.arange(len(order)), uncertainty[order] + ramp)
-        priorities[order] = fitted - ramp
+        falling = isotonic_regression(uncertainty[order] + ramp, increasing=False).x
+        priorities[order] = falling.clip(lowest, 1.0) - ramp
     return priorities
 
 
@@ -196,6 +193,8 @@ def cold_start_priorities(pool_features: FloatArray, *, seed: int) -> Float64Arr
         Hacohen et al. 2022, "Active Learning on a Budget: Opposite Strategies Suit High and
         Low Budgets" (TypiClust), arXiv:2202.02794.
     """
+    from sklearn.cluster import KMeans  # noqa: PLC0415  slow, and needed once in a project
+
     n_crops = len(pool_features)
     if n_crops < 3:
         return priorities_along(np.arange(n_crops), np.ones(n_crops))
@@ -211,6 +210,8 @@ def cold_start_priorities(pool_features: FloatArray, *, seed: int) -> Float64Arr
 
 def _embed(features: FloatArray, reference: IntArray) -> FloatArray:
     """Standardised features on the leading principal components of the reference crops."""
+    from sklearn.decomposition import PCA  # noqa: PLC0415  as above
+
     known = features[reference]
     spread = known.std(axis=0)
     scale = np.where(spread > 0, 1 / np.maximum(spread, 1e-6), 0).astype(np.float32)

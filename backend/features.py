@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
 from torch.nn import functional
 
 from backend.errors import WeightsError
@@ -292,9 +291,17 @@ def _with_weights(
         if name.endswith("num_batches_tracked")
     }
     network.layers.load_state_dict(tensors | counters, assign=True)
-    layers: nn.Module = fuse(network.layers, no_trace=True) if counters else network.layers
+    layers = _fused(network.layers) if counters else network.layers
     layers = layers.requires_grad_(requires_grad=False).to(device, precision)
     return layers.to(memory_format=torch.channels_last)
+
+
+def _fused(layers: nn.Module) -> nn.Module:
+    """Layers with batch normalisation folded into the convolutions."""
+    from torch.fx.experimental.optimization import fuse  # noqa: PLC0415  slow, and not for VGG16
+
+    fused: nn.Module = fuse(layers, no_trace=True)
+    return fused
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:

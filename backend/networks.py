@@ -1,30 +1,21 @@
-"""Which network the trunk is, and which of its maps are read: the seam for other networks.
-
-Every convolutional classification network of torchvision can be the trunk. Three of its maps
-are tapped, of about a quarter, an eighth and a sixteenth of the input's side.
-"""
+"""Which network the trunk is, and which of its maps are read: the seam for other networks."""
 
 from dataclasses import dataclass
-from functools import cache
-from threading import Lock
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Interpreter
-from torchvision import models
-from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
-
-from backend.errors import WeightsError
 
 DEFAULT_NETWORK = "vgg16"
 INPUT_PX = 96
-STRIDES = (4, 8, 16)
-# Networks without padding lose a little at each layer: a map counts as being of a stride when
-# its side is at least this part of the exact one.
-LEAST_SIDE = 2 / 3
-# ReLU of conv3_3, conv4_3 and conv5_1: measured, docs/model.md. Other networks are read by rule.
-_MEASURED_TAPS = {"vgg16": ("features.15", "features.22", "features.25")}
-_TRACING = Lock()  # torch.fx replaces functions of the process while it traces
+# Channels of VGG16's convolutions as far as they are read, and its maxima of 2 x 2.
+# Source: Simonyan & Zisserman 2015, arXiv:1409.1556, table 1, column D.
+_VGG16 = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512)
+# ReLU of conv3_3, conv4_3 and conv5_1 (measured, docs/model.md) and the shapes of their maps.
+_VGG16_TAPS = {
+    "features.15": (256, INPUT_PX // 4, INPUT_PX // 4),
+    "features.22": (512, INPUT_PX // 8, INPUT_PX // 8),
+    "features.25": (512, INPUT_PX // 16, INPUT_PX // 16),
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,7 +30,7 @@ class Network:
     """
 
     name: str
-    layers: GraphModule
+    layers: nn.Module
     taps: tuple[str, ...]
     map_shapes: tuple[tuple[int, int, int], ...]
 
@@ -52,8 +43,37 @@ class Network:
         }
 
 
+class Vgg16(nn.Module):
+    """VGG16 to the ReLU of conv5_1, with torchvision's names.
+
+    Not torchvision's own: importing that takes four seconds of processor time, because it brings
+    torch's compiler along, and both processes of the backend would pay them at each start.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = 3
+        for width in _VGG16:
+            if isinstance(width, int):
+                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(inplace=True)]
+                channels = width
+            else:
+                layers.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*layers)
+
+    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
+        """Taps by name of pictures (n, 3, S, S)."""
+        maps, tapped = pictures, {}
+        for number, layer in enumerate(self.features):
+            maps = layer(maps)
+            if (name := f"features.{number}") in _VGG16_TAPS:
+                tapped[name] = maps
+        return tapped
+
+
 def build_network(name: str) -> Network:
-    """A classification network of torchvision, cut to what the trunk reads.
+    """VGG16 or a classification network of torchvision, cut to what the trunk reads.
 
     Args:
         name: as `torchvision.models.list_models` has it.
@@ -61,77 +81,10 @@ def build_network(name: str) -> Network:
     Raises:
         WeightsError: there is no such network, or it has no maps of the three sizes.
     """
-    if name not in network_names():
-        raise WeightsError(
-            f"torchvision has no classification network {name!r}.",
-            hint="Correct CELLAI_TRUNK, for example vgg16, resnet18 or convnext_tiny.",
-        )
-    with _TRACING:
-        return _cut(name)
+    if name != DEFAULT_NETWORK:
+        from backend.torchvision_networks import cut_network  # noqa: PLC0415  see Vgg16
 
-
-def _cut(name: str) -> Network:
-    network = _without_weights(name)
-    taps = _MEASURED_TAPS.get(name) or _stage_ends(network, name)
-    extractor = create_feature_extractor(network, list(taps), suppress_diff_warning=True)
-    layers = GraphModule(extractor, extractor.graph).eval()  # without its graph for training
-    outputs = layers(_meta_input())
-    shapes = tuple(tuple(outputs[tap].shape[1:]) for tap in taps)
-    return Network(name, layers, taps, shapes)
-
-
-@cache
-def network_names() -> tuple[str, ...]:
-    """Names of torchvision's classification networks."""
-    return tuple(models.list_models(module=models))
-
-
-def _stage_ends(network: nn.Module, name: str) -> tuple[str, ...]:
-    """Of each stride the last one of the maps with most channels, which ends a stage."""
-    try:
-        _, nodes = get_graph_node_names(network, suppress_diff_warning=True)
-        layers = create_feature_extractor(network, nodes, suppress_diff_warning=True)
-        outputs = Interpreter(layers).run(_meta_input())  # a call would print what it raises
-    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        raise _unfit(name) from error
-    taps = []
-    for stride in STRIDES:
-        exact = INPUT_PX // stride
-        widths = {
-            node: output.shape[1]
-            for node, output in outputs.items()
-            if _is_map(output) and LEAST_SIDE * exact < output.shape[2] <= exact
-        }
-        if not widths:
-            raise _unfit(name)
-        taps.append([node for node in widths if widths[node] == max(widths.values())][-1])
-    return tuple(taps)
-
-
-def _is_map(output: object) -> bool:
-    """Whether a node gives square maps (n, C, h, h)."""
-    return isinstance(output, Tensor) and output.ndim == 4 and output.shape[2] == output.shape[3]
-
-
-def _meta_input() -> Tensor:
-    return torch.empty(1, 3, INPUT_PX, INPUT_PX, device="meta")
-
-
-def _without_weights(name: str) -> nn.Module:
-    """The network on the meta device, in evaluation mode."""
-    # both would draw their weights from a slow distribution and say so
-    options = {"init_weights": False} if name in {"googlenet", "inception_v3"} else {}
-    network: nn.Module
-    try:
-        with torch.device("meta"):
-            network = models.get_model(name, weights=None, **options)
-    except NotImplementedError:  # RegNet computes its widths with tensors
-        network = models.get_model(name, weights=None).to("meta")
-    return network.eval()
-
-
-def _unfit(name: str) -> WeightsError:
-    return WeightsError(
-        f"The network {name} has no maps of a quarter, an eighth and a sixteenth of {INPUT_PX} px.",
-        hint="Set CELLAI_TRUNK to a convolutional one, for example vgg16 or convnext_tiny.",
-    )
+        return cut_network(name)
+    with torch.device("meta"):
+        layers = Vgg16().eval()
+    return Network(name, layers, tuple(_VGG16_TAPS), tuple(_VGG16_TAPS.values()))

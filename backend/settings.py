@@ -151,7 +151,7 @@ class Settings(BaseSettings):
     def _is_known(cls, trunk: str) -> str:
         if trunk == "vgg16":  # the usual case needs no torchvision to be known
             return trunk
-        from backend.networks import network_names  # noqa: PLC0415
+        from backend.torchvision_networks import network_names  # noqa: PLC0415
 
         if trunk not in network_names():
             nearest = _nearest(trunk, set(network_names()))

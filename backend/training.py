@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from backend.adamw import AdamW
 from backend.errors import DivergedError, SingleClassError
 from backend.head import DROPOUT, Head, fresh_head, mc_probabilities
 from backend.metrics import Metric, holdout_metrics
@@ -191,13 +192,10 @@ def train_head(
     head = fresh_head(*scaling, n_classes=n_classes, rng=rng)
     weights = [head.hidden_weight.requires_grad_(), head.class_weight.requires_grad_()]
     biases = [head.hidden_bias.requires_grad_(), head.class_bias.requires_grad_()]
-    optimiser = torch.optim.AdamW(
-        [{"params": weights, "weight_decay": WEIGHT_DECAY}, {"params": biases, "weight_decay": 0}],
-        lr=settings.learning_rate,
-        fused=True,
-    )
     steps = max(settings.epochs * math.ceil(len(labels) / BATCH), settings.least_steps)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    optimiser = AdamW(
+        [(weights, WEIGHT_DECAY), (biases, 0.0)], learning_rate=settings.learning_rate, steps=steps
+    )
     inputs = head.standardise(torch.from_numpy(np.concatenate(views)))
     targets = torch.from_numpy(labels)
     draws = rng.choice(len(labels), size=(steps, BATCH), p=sampling_chances(labels))
@@ -209,10 +207,7 @@ def train_head(
         ):
             logits = _dropped_logits(head, inputs[view * len(labels) + crops], rng)
             loss = functional.cross_entropy(logits, targets[crops])
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            schedule.step()
+            optimiser.step(loss)
     _check_finite(loss, weights + biases, settings)
     return head.detached()
 

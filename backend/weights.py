@@ -21,7 +21,6 @@ import safetensors.torch
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
-from torchvision.models import get_model_weights
 
 from backend.array_pickle import read_arrays
 from backend.download import download, http_client
@@ -183,6 +182,8 @@ def _torchvision_state(network: str) -> dict[str, Tensor]:
     torch would wait for minutes without a network and does not check a cached file, so the
     file is put there, or checked, before torchvision reads it (as plain tensors only).
     """
+    from torchvision.models import get_model_weights  # noqa: PLC0415  slow, rarely needed
+
     weights = get_model_weights(network)["IMAGENET1K_V1"]
     name = PurePosixPath(httpx.URL(weights.url).path).name
     path = Path(torch.hub.get_dir()) / "checkpoints" / name

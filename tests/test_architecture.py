@@ -15,7 +15,10 @@ BACKEND = sorted((ROOT / "backend").glob("**/*.py"))
 # What reads from or listens to Label Studio goes through the one module that wraps its SDK.
 SDK_MODULE = ROOT / "converters" / "label_studio.py"
 # Each takes a second or more to import; `cellai --help` and every child process would pay.
-HEAVY = ("torch", "torchvision", "label_studio_sdk", "sklearn", "skimage", "boto3")
+HEAVY = (
+    *("torch", "torch._dynamo", "torchvision", "label_studio_sdk"),
+    *("sklearn", "skimage", "boto3"),
+)
 
 
 def imports(path: Path) -> Iterator[tuple[str, bool]]:
@@ -79,9 +82,9 @@ def test_no_pickle() -> None:
 ENVIRONMENT = os.environ | {"CELLAI_LABEL_STUDIO_API_KEY": "x"}  # without it gunicorn ends
 
 
-def loaded_by(module: str) -> set[str]:
-    """Heavy packages in memory after a fresh interpreter has imported a module."""
-    code = f"import {module}, sys; print(*[n for n in {HEAVY!r} if n in sys.modules])"
+def loaded_by(module: str, *, then: str = "") -> set[str]:
+    """Heavy packages in memory after a fresh interpreter has imported a module and run a line."""
+    code = f"import {module}, sys; {then}\nprint(*[n for n in {HEAVY!r} if n in sys.modules])"
     answer = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
@@ -111,3 +114,15 @@ def test_command_loads_neither_torch_nor_the_sdk() -> None:
 def test_settings_are_light() -> None:
     """gunicorn's configuration reads them in the process that must answer signals."""
     assert loaded_by("backend.gunicorn_conf") == set()
+
+
+@pytest.mark.parametrize("module", ["backend.worker", "backend.model"])
+def test_backend_starts_and_trains_with_torch_alone(module: str) -> None:
+    """Each of the others takes two to four seconds, at every start and after every kill."""
+    training = (
+        "import numpy as np; from backend.networks import build_network; build_network('vgg16');"
+        "from backend.training import TrainingSettings, fit;"
+        "fit(np.eye(8, dtype='f4'), np.arange(8) % 2, list('abcdefgh'), n_classes=2,"
+        " settings=TrainingSettings(least_steps=3))"
+    )
+    assert loaded_by(module, then=training) <= {"torch", "skimage"}

@@ -12,8 +12,9 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from backend.errors import WeightsError
 from backend.features import load_trunk, pooled_mean_and_spread
-from backend.networks import INPUT_PX, build_network, network_names
+from backend.networks import INPUT_PX, build_network
 from backend.settings import read_settings
+from backend.torchvision_networks import network_names
 from backend.weights import resolve_weights
 from converters.errors import ConfigurationError
 

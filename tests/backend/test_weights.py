@@ -283,7 +283,7 @@ def published(web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     class Published(WeightsEnum):  # type: ignore[misc]
         IMAGENET1K_V1 = Weights(url=f"{web.url}/{name}", transforms=torch.nn.Identity, meta={})
 
-    monkeypatch.setattr(backend.weights, "get_model_weights", lambda _network: Published)
+    monkeypatch.setattr("torchvision.models.get_model_weights", lambda _network: Published)
     return name
 
 
