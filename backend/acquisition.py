@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
+from backend.errors import DivergedError
 from backend.uncertainty import margin_uncertainty, mutual_information, predictive_entropy
 
 FloatArray = NDArray[np.float32]
@@ -52,8 +53,16 @@ def queue_priorities(
 
     Returns:
         (N,) in [0, 1], all different, highest to be labelled first.
+
+    Raises:
+        DivergedError: a probability is not finite.
     """
     uncertainty = _UNCERTAINTIES[strategy](mc_probabilities, seed)
+    if not np.isfinite(uncertainty).all():
+        raise DivergedError(
+            f"{np.count_nonzero(~np.isfinite(uncertainty))} cells have no finite uncertainty.",
+            hint="The trunk's weights do not fit its pictures: check CELLAI_WEIGHTS.",
+        )
     if strategy == "cellai":
         mean = mc_probabilities.mean(axis=0)
         order = balanced_diverse_order(pool_features, mean, uncertainty, labels)
@@ -193,7 +202,7 @@ def cold_start_priorities(pool_features: FloatArray, *, seed: int) -> Float64Arr
         Hacohen et al. 2022, "Active Learning on a Budget: Opposite Strategies Suit High and
         Low Budgets" (TypiClust), arXiv:2202.02794.
     """
-    from sklearn.cluster import KMeans  # noqa: PLC0415  slow, and needed once in a project
+    from sklearn.cluster import KMeans  # noqa: PLC0415  slow, and only for versions without a head
 
     n_crops = len(pool_features)
     if n_crops < 3:

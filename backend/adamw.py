@@ -20,7 +20,7 @@ class AdamW:
     """Moves parameters against their gradients, in ever smaller steps.
 
     Args:
-        groups: parameters, float32, each list with its weight decay.
+        groups: parameters, float32, contiguous, each list with its weight decay.
         learning_rate: at the first step.
         steps: how many there will be; the learning rate falls to zero along a cosine.
 
@@ -38,12 +38,12 @@ class AdamW:
         self._groups = [_Group(parameters, weight_decay) for parameters, weight_decay in groups]
 
     def step(self, loss: Tensor) -> None:
-        """One step down the gradient of a loss."""
+        """One step down the gradient of a loss, to which every parameter contributes."""
         parameters = [parameter for group in self._groups for parameter in group.parameters]
         gradients = iter(torch.autograd.grad(loss, parameters))
         learning_rate = self._learning_rate * (1 + math.cos(math.pi * self._done / self._steps)) / 2
         for group in self._groups:
-            group.move([next(gradients) for _ in group.parameters], learning_rate)
+            group.move([next(gradients).contiguous() for _ in group.parameters], learning_rate)
         self._done += 1
 
 

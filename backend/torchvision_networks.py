@@ -40,8 +40,8 @@ def cut_network(name: str) -> Network:
         network = _without_weights(name)
         taps = _stage_ends(network, name)
         extractor = create_feature_extractor(network, list(taps), suppress_diff_warning=True)
-    layers = GraphModule(extractor, extractor.graph).eval()  # without its graph for training
-    outputs = layers(_meta_input())
+        layers = GraphModule(extractor, extractor.graph).eval()  # without its graph for training
+        outputs = layers(_meta_input())
     return Network(name, layers, taps, tuple(tuple(outputs[tap].shape[1:]) for tap in taps))
 
 

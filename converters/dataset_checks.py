@@ -48,7 +48,7 @@ def check_filters(dataset: h5py.Dataset, *, source: str) -> None:
     """Refuses a dataset whose compression cannot be undone here, or not without danger.
 
     Raises:
-        MissingFilterError: names the filter by number and name.
+        MissingFilterError: names the filter.
     """
     creation = dataset.id.get_create_plist()
     for position in range(creation.get_nfilters()):
@@ -126,21 +126,43 @@ def _check_storage(dataset: h5py.Dataset, where: str) -> None:
     if not dataset.chunks:
         return
     check_chunks(dataset, where)
-    sides = zip(dataset.shape, dataset.chunks, strict=True)
-    declared = math.prod(-(-size // chunk) for size, chunk in sides)
-    stored = dataset.id.get_num_chunks()
-    creation = dataset.id.get_create_plist()
-    if stored < declared and creation.fill_value_defined() == h5py.h5d.FILL_VALUE_USER_DEFINED:
-        # libhdf5 2.0.0 fills the others from a value whose length nobody checked (CVE-2026-106547).
-        raise ShapeMismatchError(
-            f"{where} stores {stored:,} of {declared:,} chunks and a value to fill the rest with.",
-            hint="The writer was interrupted. If you trust the file, rewrite it with `h5repack`.",
-        )
+    declared, stored = _count_chunks(dataset), dataset.id.get_num_chunks()
     if stored < MIN_STORED_SHARE * declared:
         raise ShapeMismatchError(
             f"{where} declares {dataset.shape} but stores only {stored:,} of {declared:,} chunks.",
             hint="The writer was interrupted or the shape is wrong; record or copy it again.",
         )
+    check_fill(dataset, where)
+
+
+def check_fill(dataset: h5py.Dataset, where: str) -> None:
+    """Refuses missing chunks that would be filled with a value from the file.
+
+    libhdf5 2.0.0 fills them from a value whose length nobody checked (CVE-2026-106547).
+
+    Args:
+        dataset: images, in chunks or not.
+        where: name for the message.
+
+    Raises:
+        ShapeMismatchError: a chunk is missing and the file gives the value of its pixels.
+    """
+    if not dataset.chunks:
+        return
+    declared, stored = _count_chunks(dataset), dataset.id.get_num_chunks()
+    filling = dataset.id.get_create_plist().fill_value_defined()
+    if stored < declared and filling == h5py.h5d.FILL_VALUE_USER_DEFINED:
+        raise ShapeMismatchError(
+            f"{where} stores {stored:,} of {declared:,} chunks and a value to fill the rest with.",
+            hint="Images were left out. If you trust the file, rewrite it with"
+            " `h5repack -f GZIP=4`.",
+        )
+
+
+def _count_chunks(dataset: h5py.Dataset) -> int:
+    """How many chunks the shape of a dataset in chunks asks for."""
+    sides = zip(dataset.shape, dataset.chunks, strict=True)
+    return math.prod(-(-size // chunk) for size, chunk in sides)
 
 
 def check_chunks(dataset: h5py.Dataset, where: str) -> None:

@@ -155,7 +155,18 @@ def same_cells(stored: NDArray[np.void], expected: NDArray[np.void]) -> bool:
 
 
 def write_csv(tasks: Sequence[ExportTask], path: Path) -> Path:
-    """All labels, ordered by source and place; the same labels give the same bytes."""
+    """Writes all labels, ordered by source and place; the same labels give the same bytes.
+
+    Args:
+        tasks: with labels.
+        path: the file to write, as UTF-8.
+
+    Returns:
+        The path.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     ordered = sorted(
         tasks, key=lambda task: (task.source, task.dataset, task.index, task.bbox, task.task_id)
     )

@@ -19,7 +19,13 @@ import hdf5plugin  # noqa: F401  registers Zstandard, Blosc, LZ4 ... before the 
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.dataset_checks import HDF5_ERRORS, check_chunks, check_filters, damage_named
+from converters.dataset_checks import (
+    HDF5_ERRORS,
+    check_chunks,
+    check_fill,
+    check_filters,
+    damage_named,
+)
 from converters.errors import (
     BrokenLinkError,
     EmptySourceError,
@@ -93,7 +99,7 @@ class Hdf5Source:
         Raises:
             BrokenLinkError: a link on the way, or a source of a virtual dataset, is missing
                 or leaves the folder.
-            MissingFilterError: the dataset is compressed with a filter that is not installed.
+            MissingFilterError: the dataset's filter is not installed or not safe.
         """
         self._n_links = 0
         found = self._resolve(self.file, path, depth=0)
@@ -268,6 +274,7 @@ class Hdf5Source:
                 )
             parts += times * self._check_dataset(found, within=within)
             check_chunks(found, f"{self.name}: '{found.name}'")
+            check_fill(found, f"{self.name}: '{found.name}'")
         if parts > max(MAX_VIRTUAL_PARTS, len(sources)):
             raise BrokenLinkError(
                 f"{self.name}: a virtual dataset is made of {parts:,} parts.",

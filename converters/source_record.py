@@ -15,7 +15,12 @@ from converters.source import fingerprint
 def remember_sources(
     sources: Sequence[Path], read: ReadOptions, *, files_dir: Path, project_id: int
 ) -> None:
-    """Note where the project's sources lie, so that labels can be written back to copies."""
+    """Note where the project's sources lie, so that labels can be written back to copies.
+
+    Raises:
+        UnreadableSourceError: a source cannot be read.
+        OSError: the note cannot be written.
+    """
     record = _sources_file(files_dir, project_id)
     record.parent.mkdir(parents=True, exist_ok=True)
     known = read_sources(files_dir, project_id)

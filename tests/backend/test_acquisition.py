@@ -17,6 +17,7 @@ from backend.acquisition import (
     priorities_along,
     queue_priorities,
 )
+from backend.errors import DivergedError
 from backend.uncertainty import (
     margin_uncertainty,
     mutual_information,
@@ -61,6 +62,15 @@ def test_plain_uncertainty_is_kept_where_the_order_allows() -> None:
     uncertainty = np.array([0.9, 0.1, 0.5])
     priorities = priorities_along(np.array([0, 2, 1]), uncertainty)
     np.testing.assert_allclose(priorities, uncertainty, atol=1e-5)
+
+
+@pytest.mark.parametrize("strategy", ["cellai", "entropy", "bald"])
+def test_numbers_that_are_none_give_no_order(strategy: str) -> None:
+    probabilities = np.full((3, 4, 2), 0.5, np.float32)
+    probabilities[:, 2] = np.nan
+    features, labels = np.ones((4, 6), np.float32), np.array([0, 1])
+    with pytest.raises(DivergedError, match="1 cells have no finite uncertainty"):
+        queue_priorities(features, probabilities, labels, strategy=strategy, seed=0)
 
 
 def test_clusters_take_turns() -> None:

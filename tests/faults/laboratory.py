@@ -217,6 +217,10 @@ def new_laboratory(
         watch.stop()
 
 
+# What a head has learned is no question here, and most of the time of a version would go into it.
+FEW_EPOCHS = "5"
+
+
 def fault_environment(fault_file: Path) -> dict[str, str]:
     """Lets the backend's processes fail at points, and find labels that nobody announced soon."""
     path = os.pathsep.join([str(FAULT_POINTS), os.environ.get("PYTHONPATH", "")])
@@ -224,4 +228,5 @@ def fault_environment(fault_file: Path) -> dict[str, str]:
         "PYTHONPATH": path.rstrip(os.pathsep),
         "FAULT_FILE": str(fault_file),
         "CELLAI_RECONCILE_SECONDS": "5",
+        "CELLAI_EPOCHS": FEW_EPOCHS,
     }

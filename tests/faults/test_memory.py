@@ -10,7 +10,7 @@ import psutil
 import pytest
 from fault_table import note_seen
 from installation import OwnBackend, wait_until
-from laboratory import new_laboratory
+from laboratory import FEW_EPOCHS, new_laboratory
 from own_label_studio import OwnLabelStudio
 
 from backend.runner_record import read_runner
@@ -42,7 +42,7 @@ def test_too_little_memory(
     """The memory of the job runner is limited (RLIMIT_AS), until the limit is lifted."""
     backend = replace(own_backend, data_dir=tmp_path / "memory")
     with (
-        backend.running(CELLAI_RECONCILE_SECONDS="5"),
+        backend.running(CELLAI_RECONCILE_SECONDS="5", CELLAI_EPOCHS=FEW_EPOCHS),
         new_laboratory(label_studio, backend, small_sample) as laboratory,
     ):
         runner = read_runner(backend.data_dir)

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from fault_table import note_seen, note_times
 from installation import OwnBackend, wait_until
-from laboratory import Laboratory, new_laboratory
+from laboratory import FEW_EPOCHS, Laboratory, new_laboratory
 from own_label_studio import OwnLabelStudio
 
 from backend.diagnosis import LEAST_FREE_BYTES
@@ -93,7 +93,9 @@ def laboratory_on(
 ) -> Iterator[Laboratory]:
     backend = replace(own_backend, data_dir=disk)
     with (
-        backend.running(CELLAI_RECONCILE_SECONDS="5", CELLAI_FEATURE_CACHE_GB="0.02"),
+        backend.running(
+            CELLAI_RECONCILE_SECONDS="5", CELLAI_FEATURE_CACHE_GB="0.02", CELLAI_EPOCHS=FEW_EPOCHS
+        ),
         new_laboratory(label_studio, backend, source) as laboratory,
     ):
         yield laboratory

@@ -477,7 +477,19 @@ def fill_value_attack(folder: Path) -> Path:
     return path
 
 
+def virtual_fill_value_attack(folder: Path) -> Path:
+    """The same behind a virtual dataset."""
+    near = fill_value_attack(folder).rename(folder / "near.h5")
+    path = folder / "case.h5"
+    with h5py.File(path, "w") as file:
+        layout = h5py.VirtualLayout((4, 1000, 1000), "u1")
+        layout[:] = h5py.VirtualSource(near.name, "phase/images", (4, 1000, 1000))
+        file.create_virtual_dataset("phase/images", layout)
+    return path
+
+
 ATTACKS["fill_value_longer_than_a_pixel"] = fill_value_attack
+ATTACKS["fill_value_behind_a_virtual_dataset"] = virtual_fill_value_attack
 
 
 def working_directory_attack(folder: Path) -> Path:
