@@ -25,7 +25,7 @@ pytestmark = pytest.mark.label_studio
 
 ANNOTATORS = 8
 CROWD_LABELS = 500
-# From 250 labels on a version that is worse than the last is not served, as after few epochs it may be.
+# From 250 labels on a worse version is not served, and after few epochs it may well be one.
 ENVIRONMENT = {"CELLAI_WORKERS": "2", "CELLAI_EPOCHS": "40"}
 FAULT_DEADLINE_S = 300
 
