@@ -5,9 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from faulty_proxy import FaultyProxy
 from installation import Installation, OwnBackend, new_address, run_cellai
 from laboratory import Laboratory, fault_environment, new_laboratory
-from own_label_studio import FaultyProxy, OwnLabelStudio
+from own_label_studio import LabelStudioOnSQLite
 
 
 @pytest.fixture(scope="session")
@@ -22,8 +23,8 @@ def small_sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def label_studio(
     demo: Installation, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[OwnLabelStudio]:
-    server = OwnLabelStudio(tmp_path_factory.mktemp("own"), demo)
+) -> Iterator[LabelStudioOnSQLite]:
+    server = LabelStudioOnSQLite(tmp_path_factory.mktemp("own"), demo)
     server.start()
     yield server
     server.stop()
@@ -38,7 +39,7 @@ def fault_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def own_backend(
     demo: Installation,
-    label_studio: OwnLabelStudio,
+    label_studio: LabelStudioOnSQLite,
     weights: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> OwnBackend:
@@ -54,7 +55,7 @@ def own_backend(
 
 @pytest.fixture(scope="module")
 def laboratory(
-    label_studio: OwnLabelStudio, own_backend: OwnBackend, small_sample: Path, fault_file: Path
+    label_studio: LabelStudioOnSQLite, own_backend: OwnBackend, small_sample: Path, fault_file: Path
 ) -> Iterator[Laboratory]:
     with (
         own_backend.running(log=None, **fault_environment(fault_file)),
@@ -70,7 +71,7 @@ def new_backend(own_backend: OwnBackend, tmp_path: Path) -> OwnBackend:
 
 
 @pytest.fixture(scope="module")
-def proxy(label_studio: OwnLabelStudio) -> Iterator[FaultyProxy]:
+def proxy(label_studio: LabelStudioOnSQLite) -> Iterator[FaultyProxy]:
     proxy = FaultyProxy(label_studio.url)
     yield proxy
     proxy.close()

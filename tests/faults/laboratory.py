@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from converters.errors import CellAIError, LabelStudioError, UnreachableError
 from converters.label_studio import Connection
 
 SETTLED_DEADLINE_S = 400
+PAUSE_DEADLINE_S = 300
 FAULT_POINTS = Path(__file__).with_name("fault_points")
 # Points of `fault_points` that the job runner comes to in a job, in this order.
 RUNNER_POINTS = (
@@ -81,6 +83,36 @@ class Laboratory:
                 return None
 
         return wait_until(served, deadline_s=60, what="next task")
+
+    def annotate_at_once(self, count: int, *, annotators: int) -> None:
+        """Label open tasks, shared out to annotators who do not wait for each other.
+
+        Among them the one that was served last: Label Studio would serve it again before all others.
+        """
+        others = self.truth.keys() - {*self.submitted, served := self.next_task()}
+        chosen = [served, *sorted(others)][:count]
+
+        def label(share: list[int]) -> None:
+            own = Connection(self.label_studio.url, self.label_studio.api_key)
+            for task_id in share:
+                annotate(own, task_id, self.truth[task_id])
+            own.close()
+
+        with ThreadPoolExecutor(annotators) as threads:
+            list(threads.map(label, (chosen[i::annotators] for i in range(annotators))))
+        self.submitted.extend(chosen)
+
+    @contextmanager
+    def paused_at(self, point: str, fault_file: Path) -> Iterator[None]:
+        """The job runner stands still at a point of a job for new labels until the block ends."""
+        fault_file.write_text(f"{point} pause")
+        paused = Path(f"{fault_file}.paused")
+        self.annotate(2)
+        wait_until(paused.exists, deadline_s=PAUSE_DEADLINE_S, what=f"pause at {point}")
+        try:
+            yield
+        finally:
+            paused.unlink()
 
     def annotate_into_a_crash(self, count: int) -> None:
         """Label until Label Studio dies; bring it back and see whether it has the last label."""
@@ -205,7 +237,7 @@ def new_laboratory(
         "api/tasks/", project=project_id, page_size=10_000, fields="task_only"
     )
     truth = {task["id"]: labels[task["data"]["index"]] for task in answer["tasks"]}
-    watch = QueueWatch(label_studio.database, project_id)
+    watch = QueueWatch(label_studio, project_id)
     laboratory = Laboratory(label_studio, backend, project_id, truth, [], watch)
     try:
         laboratory.settle()

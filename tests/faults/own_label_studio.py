@@ -1,83 +1,60 @@
-"""A Label Studio of the test's own, to be killed, and a proxy before it that misbehaves."""
+"""Label Studios of the tests' own, to be killed: on SQLite, and as Compose sets it up."""
 
 import os
 import re
 import shutil
-import socket
 import sqlite3
-import struct
 import subprocess
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from abc import ABC, abstractmethod
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
-import httpx
 import jwt
+import psycopg
 from installation import Installation, free_port, wait_until
+from postgresql_server import PASSWORD, PostgreSQLServer, compose_environment
 
 from converters.label_studio import Connection
 from converters.launcher import LABEL_STUDIO_ENVIRONMENT, answers, label_studio_command
 
-HOP_HEADERS = {"connection", "content-length", "host", "transfer-encoding", "content-encoding"}
 
-
-class OwnLabelStudio:
-    """Label Studio on a copy of an installation's database.
+class OwnLabelStudio(ABC):
+    """Label Studio in a folder of the test's own.
 
     Args:
-        folder: for the copy.
-        demo: the installation; its token holds here too. The files are others: both number
-            their projects alike, and each has its own folder for project 11.
+        folder: for its files, the pictures that it serves among them.
+        environment: its settings.
+        api_key: of the account that the tests use.
     """
 
-    def __init__(self, folder: Path, demo: Installation) -> None:
-        self._folder = folder / "label-studio"
-        self._log = folder / "label-studio.log"
+    def __init__(self, folder: Path, environment: dict[str, str], api_key: str) -> None:
+        self.folder = folder / "label-studio"
+        self.folder.mkdir()
         self.files_dir = folder / "files"
         self.files_dir.mkdir()
+        self._log = folder / "label-studio.log"
+        self._environment = environment
         self._port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self.url = f"http://127.0.0.1:{self._port}"
-        self.api_key = demo.connection_file.api_key
-        self.connection = Connection(self.url, self.api_key)
-        original = demo.data_dir / "label-studio"
-        self._folder.mkdir()
-        shutil.copy(original / ".env", self._folder)
-        with (
-            closing(sqlite3.connect(original / "label_studio.sqlite3")) as source,
-            closing(sqlite3.connect(self.database)) as target,
-        ):
-            source.backup(target)
+        self.api_key = api_key
+        self.connection = Connection(self.url, api_key)
+
+    @abstractmethod
+    def connect_database(self) -> Any:
+        """A new connection (DB-API 2.0, PEP 249) to its database, beside its own.
+
+        Raises:
+            sqlite3.OperationalError, psycopg.OperationalError: it does not answer.
+        """
 
     def use_key(self, api_key: str) -> None:
         """Go on with another token."""
         self.connection.close()
         self.api_key = api_key
         self.connection = Connection(self.url, api_key)
-
-    def personal_token(self, *, lives_s: int | None = None) -> str:
-        """A new personal access token of the owner, as Label Studio would sign one that ends."""
-        for row in self.connection.get("api/token/"):  # an account has one at a time
-            self.revoke(row["token"])
-        token = str(self.connection.post("api/token/", {})["token"])
-        if lives_s is None:
-            return token
-        claims = jwt.decode(token, options={"verify_signature": False})
-        ends = claims | {"exp": int(time.time()) + lives_s}
-        (key,) = re.findall(r"SECRET_KEY='?([^'\n]+)", (self._folder / ".env").read_text())
-        return jwt.encode(ends, key, "HS256")
-
-    def revoke(self, personal_token: str) -> None:
-        """Revoke a personal access token, as its owner does on the account page."""
-        self.connection.request("POST", "api/token/blacklist/", payload={"refresh": personal_token})
-
-    @property
-    def database(self) -> Path:
-        """Its SQLite file."""
-        return self._folder / "label_studio.sqlite3"
 
     @property
     def pid(self) -> int:
@@ -91,17 +68,16 @@ class OwnLabelStudio:
             self._process = subprocess.Popen(
                 label_studio_command(self._port),
                 env=os.environ
-                | LABEL_STUDIO_ENVIRONMENT
+                | self._environment
                 | {
-                    "LABEL_STUDIO_BASE_DATA_DIR": str(self._folder),
+                    "LABEL_STUDIO_BASE_DATA_DIR": str(self.folder),
                     "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT": str(self.files_dir),
                     "PYTHONPATH": str(Path(__file__).with_name("fault_points")),
-                    "ACCESS_TOKEN_SECONDS": "5",
                 },
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
-        wait_until(lambda: answers(f"{self.url}/health"), deadline_s=180, what="Label Studio")
+        wait_until(lambda: answers(f"{self.url}/health"), deadline_s=300, what="Label Studio")
 
     def wait_for_death(self) -> None:
         """Return once the process was killed and is gone."""
@@ -116,111 +92,74 @@ class OwnLabelStudio:
             self._process.wait(30)
 
 
-class FaultyProxy:
-    """Passes requests on to Label Studio or the backend, or fails them as `mode` says.
+class LabelStudioOnSQLite(OwnLabelStudio):
+    """Label Studio on a copy of an installation's database.
 
-    Modes: "pass"; "slow" (10 s late); "401", "404", "429" and "500" (answered so, not passed on);
-    "reset" (connection cut before the request is passed on); "lost" (passed on, the answer is
-    lost); "twice" (passed on twice); "held" (passed on one after the other once `release` is
-    called). `only` limits the fault to paths that contain it; `faults`
-    counts the failed requests, `late` those that were passed on late.
+    Args:
+        folder: for the copy.
+        demo: the installation; its token holds here too. The files are others: both number
+            their projects alike, and each has its own folder for project 11.
     """
 
-    def __init__(self, target: str) -> None:
-        self.mode = "pass"
-        self.only = ""
-        self.faults = 0
-        self.late = 0
-        self._turn = threading.Condition()
-        self._served = 0  # number of the held request whose turn it is; 0 before the release
-        proxy = self
+    def __init__(self, folder: Path, demo: Installation) -> None:
+        tokens_end = {"ACCESS_TOKEN_SECONDS": "5"}
+        api_key = demo.connection_file.api_key
+        super().__init__(folder, LABEL_STUDIO_ENVIRONMENT | tokens_end, api_key)
+        original = demo.data_dir / "label-studio"
+        shutil.copy(original / ".env", self.folder)
+        with (
+            closing(sqlite3.connect(original / "label_studio.sqlite3")) as source,
+            closing(sqlite3.connect(self.database)) as target,
+        ):
+            source.backup(target)
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
+    @property
+    def database(self) -> Path:
+        """Its SQLite file."""
+        return self.folder / "label_studio.sqlite3"
 
-            def handle_any(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                mode = proxy.mode if proxy.only in self.path else "pass"
-                proxy.faults += mode != "pass"
-                if mode == "reset":
-                    return self._cut()
-                if mode in {"401", "404", "429", "500"}:
-                    return self._answer(int(mode), {}, b"database is locked")
-                if mode == "slow":
-                    time.sleep(10)
-                if mode == "held":
-                    with proxy.in_turn(proxy.faults):
-                        return self._answer_from(self._pass_on(body))
-                answer = self._pass_on(body)
-                if mode == "twice":
-                    answer = self._pass_on(body)
-                proxy.late += mode == "slow"
-                if mode == "lost":
-                    return self._cut()
-                return self._answer_from(answer)
+    def connect_database(self) -> sqlite3.Connection:
+        """A reader of the file, which answers even while the server is dead."""
+        return sqlite3.connect(f"{self.database.as_uri()}?mode=ro", uri=True, timeout=0.1)
 
-            def _answer_from(self, answer: httpx.Response) -> None:
-                self._answer(answer.status_code, dict(answer.headers), answer.content)
+    def personal_token(self, *, lives_s: int | None = None) -> str:
+        """A new personal access token of the owner, as Label Studio would sign one that ends."""
+        for row in self.connection.get("api/token/"):  # an account has one at a time
+            self.revoke(row["token"])
+        token = str(self.connection.post("api/token/", {})["token"])
+        if lives_s is None:
+            return token
+        claims = jwt.decode(token, options={"verify_signature": False})
+        ends = claims | {"exp": int(time.time()) + lives_s}
+        (key,) = re.findall(r"SECRET_KEY='?([^'\n]+)", (self.folder / ".env").read_text())
+        return jwt.encode(ends, key, "HS256")
 
-            def _pass_on(self, body: bytes) -> httpx.Response:
-                headers = {k: v for k, v in self.headers.items() if k.lower() not in HOP_HEADERS}
-                return httpx.request(
-                    self.command, target + self.path, content=body, headers=headers, timeout=120
-                )
+    def revoke(self, personal_token: str) -> None:
+        """Revoke a personal access token, as its owner does on the account page."""
+        self.connection.request("POST", "api/token/blacklist/", payload={"refresh": personal_token})
 
-            def _cut(self) -> None:
-                """Close with a reset instead of an orderly end."""
-                linger = struct.pack("ii", 1, 0)
-                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-                self.close_connection = True
 
-            def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
-                self.send_response(status)
-                for name, value in headers.items():
-                    if name.lower() not in HOP_HEADERS:
-                        self.send_header(name, value)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
+class LabelStudioOnPostgreSQL(OwnLabelStudio):
+    """Label Studio with the settings of docker-compose.yml, at other addresses.
 
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-                """Stay quiet."""
+    Args:
+        folder: for its files.
+        database: the server, whose password is the one of Compose.
+        api_key: given to the first account.
+    """
 
-            do_GET = do_POST = do_PATCH = do_PUT = do_DELETE = handle_any  # noqa: N815
+    def __init__(self, folder: Path, database: PostgreSQLServer, api_key: str) -> None:
+        settings = compose_environment(
+            "label-studio",
+            POSTGRES_PASSWORD=PASSWORD,
+            LABEL_STUDIO_USERNAME="scientist@example.com",
+            LABEL_STUDIO_PASSWORD="account secret",
+            LABEL_STUDIO_API_KEY=api_key,
+        )
+        moved = {"POSTGRE_HOST": database.host, "POSTGRE_PORT": str(database.port)}
+        super().__init__(folder, settings | moved, api_key)
+        self._database = database
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    @contextmanager
-    def in_turn(self, number: int) -> Iterator[None]:
-        """Waits until the held requests before this one were passed on."""
-        with self._turn:
-            self._turn.wait_for(lambda: self._served == number)
-        try:
-            yield
-        finally:
-            with self._turn:
-                self._served += 1
-                self._turn.notify_all()
-
-    def release(self) -> None:
-        """Pass on what is held."""
-        with self._turn:
-            self._served = 1
-            self._turn.notify_all()
-
-    @contextmanager
-    def failing(self, mode: str, *, only: str = "") -> Iterator[None]:
-        """Fail as `mode` says until the block ends."""
-        self.mode, self.only, self.faults, self.late, self._served = mode, only, 0, 0, 0
-        try:
-            yield
-        finally:
-            self.mode = "pass"
-
-    def close(self) -> None:
-        """Stop listening."""
-        self._server.shutdown()
-        self._server.server_close()
+    def connect_database(self) -> "psycopg.Connection[tuple[Any, ...]]":
+        """A session of its own."""
+        return self._database.connect()

@@ -3,7 +3,9 @@
 import sqlite3
 import threading
 from contextlib import closing
-from pathlib import Path
+
+import psycopg
+from own_label_studio import OwnLabelStudio
 
 INTERVAL_S = 0.2
 
@@ -11,15 +13,15 @@ INTERVAL_S = 0.2
 # imported after the version was made are its successor's. All in one statement: one moment.
 LOOK = """
 WITH serving AS (
-    SELECT prediction.task_id FROM prediction JOIN project ON project.id = :project
+    SELECT prediction.task_id FROM prediction JOIN project ON project.id = {project}
     JOIN task ON task.id = prediction.task_id AND task.project_id = project.id
     WHERE prediction.model_version = project.model_version)
 SELECT model_version,
-    (SELECT count(*) FROM task WHERE project_id = :project
+    (SELECT count(*) FROM task WHERE project_id = {project}
         AND id <= coalesce((SELECT max(task_id) FROM serving), id)
         AND id NOT IN (SELECT task_id FROM serving)),
     (SELECT count(*) - count(DISTINCT task_id) FROM serving)
-FROM project WHERE id = :project
+FROM project WHERE id = {project}
 """
 
 
@@ -27,13 +29,13 @@ class QueueWatch:
     """Reads Label Studio's database, which answers even while the server is dead.
 
     Args:
-        database: Label Studio's SQLite file.
+        label_studio: whose database is read.
         project_id: whose queue is watched.
     """
 
-    def __init__(self, database: Path, project_id: int) -> None:
-        self._database = database
-        self._project_id = project_id
+    def __init__(self, label_studio: OwnLabelStudio, project_id: int) -> None:
+        self._label_studio = label_studio
+        self._look_at_project = LOOK.format(project=project_id)
         self._over = threading.Event()
         self._looks = 0
         self._broken: list[str] = []
@@ -60,13 +62,12 @@ class QueueWatch:
         while not self._over.wait(INTERVAL_S):
             try:
                 self._look()
-            except sqlite3.OperationalError:
-                continue  # Label Studio writes, or was killed and has not cleared up yet
+            except (sqlite3.OperationalError, psycopg.OperationalError):
+                continue  # Label Studio writes, or something was killed and has not cleared up yet
 
     def _look(self) -> None:
-        address = f"{self._database.as_uri()}?mode=ro"
-        with closing(sqlite3.connect(address, uri=True, timeout=0.1)) as connection:
-            row = connection.execute(LOOK, {"project": self._project_id}).fetchone()
+        with closing(self._label_studio.connect_database()) as connection:
+            row = connection.execute(self._look_at_project).fetchone()
         if row is None or not row[0]:
             return  # deleted, or nothing was ever sorted
         self._looks += 1

@@ -4,7 +4,6 @@ import os
 import signal
 import sqlite3
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +12,13 @@ from typing import Any
 import httpx
 import pytest
 from fault_table import note_seen, note_times
-from installation import OwnBackend, annotate, new_address, run_cellai, wait_until
+from faulty_proxy import FaultyProxy
+from installation import OwnBackend, new_address, run_cellai, wait_until
 from laboratory import Laboratory, fault_environment, new_laboratory
-from own_label_studio import FaultyProxy, OwnLabelStudio
+from own_label_studio import LabelStudioOnSQLite
 
 from backend.runner_record import read_runner
 from converters.backend_client import BackendClient
-from converters.label_studio import Connection
 
 pytestmark = pytest.mark.label_studio
 
@@ -32,7 +31,7 @@ FAULT_DEADLINE_S = 300
 
 @pytest.fixture(scope="module")
 def laboratory(
-    label_studio: OwnLabelStudio,
+    label_studio: LabelStudioOnSQLite,
     own_backend: OwnBackend,
     proxy: FaultyProxy,
     small_sample: Path,
@@ -60,19 +59,6 @@ def queue_state(laboratory: Laboratory) -> Any:
         return client.queue_state(laboratory.project_id)
     finally:
         client.close()
-
-
-@contextmanager
-def paused_at(point: str, laboratory: Laboratory, fault_file: Path) -> Iterator[None]:
-    """The job runner stands still at a point of a job for new labels until the block ends."""
-    fault_file.write_text(f"{point} pause")
-    paused = Path(f"{fault_file}.paused")
-    laboratory.annotate(2)
-    wait_until(paused.exists, deadline_s=FAULT_DEADLINE_S, what=f"pause at {point}")
-    try:
-        yield
-    finally:
-        paused.unlink()
 
 
 # --- answers that fail --------------------------------------------------------------------------
@@ -117,10 +103,12 @@ def test_import_that_a_killed_job_runner_left_on_its_way(
 
 
 @pytest.mark.faults
-def test_database_locked(laboratory: Laboratory, fault_file: Path) -> None:
+def test_database_locked(
+    label_studio: LabelStudioOnSQLite, laboratory: Laboratory, fault_file: Path
+) -> None:
     """Label Studio's database is locked while predictions are imported."""
-    with closing(sqlite3.connect(laboratory.label_studio.database)) as other:
-        with paused_at("import-begun", laboratory, fault_file):
+    with closing(sqlite3.connect(label_studio.database)) as other:
+        with laboratory.paused_at("import-begun", fault_file):
             other.execute("BEGIN EXCLUSIVE")
         wait_until(
             lambda: queue_state(laboratory).failures,
@@ -206,7 +194,7 @@ def test_webhooks_of_unknown_projects_and_in_bursts(laboratory: Laboratory) -> N
 @pytest.mark.faults
 def test_tasks_deleted_while_rescoring(laboratory: Laboratory, fault_file: Path) -> None:
     """Five tasks are deleted while the pool is scored."""
-    with paused_at("pool-scored", laboratory, fault_file):
+    with laboratory.paused_at("pool-scored", fault_file):
         gone = [task for task in laboratory.truth if task not in laboratory.submitted][:5]
         for task_id in gone:
             laboratory.connection.request("DELETE", f"api/tasks/{task_id}/")
@@ -217,7 +205,7 @@ def test_tasks_deleted_while_rescoring(laboratory: Laboratory, fault_file: Path)
 @pytest.mark.faults
 def test_tasks_imported_while_rescoring(laboratory: Laboratory, fault_file: Path) -> None:
     """Five tasks are imported while the pool is scored."""
-    with paused_at("pool-scored", laboratory, fault_file):
+    with laboratory.paused_at("pool-scored", fault_file):
         models = [task for task in laboratory.truth if task not in laboratory.submitted][:5]
         rows = [{"data": laboratory.connection.get(f"api/tasks/{t}/")["data"]} for t in models]
         answer = laboratory.connection.post(
@@ -240,7 +228,7 @@ def test_classes_changed_while_training(laboratory: Laboratory, fault_file: Path
     original = laboratory.project()["label_config"]
     for name in ("blast", "lymphoblast", ""):
         choice = f'<Choice value="{name}" hotkey="9"/></Choices>' if name else "</Choices>"
-        with paused_at("head-fitted", laboratory, fault_file):
+        with laboratory.paused_at("head-fitted", fault_file):
             laboratory.connection.patch(
                 f"api/projects/{laboratory.project_id}/",
                 {"label_config": original.replace("</Choices>", choice)},
@@ -261,7 +249,7 @@ def test_project_deleted_while_training(
 ) -> None:
     """A project is deleted while it is trained; the other one goes on."""
     with new_laboratory(laboratory.label_studio, laboratory.backend, small_sample) as other:
-        with paused_at("head-fitted", other, fault_file):
+        with laboratory.paused_at("head-fitted", other, fault_file):
             other.connection.request("DELETE", f"api/projects/{other.project_id}/")
         wait_until(
             lambda: queue_state(other).stage == "waiting for the backend",
@@ -308,7 +296,7 @@ def test_predictions_of_another_backend(laboratory: Laboratory) -> None:
 
 @pytest.mark.faults
 def test_eight_annotators_as_fast_as_they_can(
-    label_studio: OwnLabelStudio,
+    label_studio: LabelStudioOnSQLite,
     laboratory: Laboratory,
     tmp_path: Path,
 ) -> None:
@@ -317,18 +305,7 @@ def test_eight_annotators_as_fast_as_they_can(
     answer = run_cellai("sample", source, "--cells", CROWD_LABELS + 50, "--labelled", 1)
     assert answer.returncode == 0, answer.stderr
     with new_laboratory(label_studio, laboratory.backend, source) as crowd:
-        waiting = [task for task in crowd.truth if task not in crowd.submitted]
-        chosen = waiting[: CROWD_LABELS - len(crowd.submitted)]
-
-        def label(share: list[int]) -> None:
-            own = Connection(label_studio.url, label_studio.api_key)
-            for task_id in share:
-                annotate(own, task_id, crowd.truth[task_id])
-            own.close()
-
-        with ThreadPoolExecutor(ANNOTATORS) as annotators:
-            list(annotators.map(label, (chosen[i::ANNOTATORS] for i in range(ANNOTATORS))))
-        crowd.submitted.extend(chosen)
+        crowd.annotate_at_once(CROWD_LABELS - len(crowd.submitted), annotators=ANNOTATORS)
         assert len(crowd.submitted) == CROWD_LABELS
         note_times(CROWD_LABELS)
         crowd.check()
@@ -339,7 +316,7 @@ def test_eight_annotators_as_fast_as_they_can(
 
 @pytest.mark.faults
 def test_second_backend_on_the_data_directory_waits_and_takes_over(
-    label_studio: OwnLabelStudio,
+    label_studio: LabelStudioOnSQLite,
     own_backend: OwnBackend,
     small_sample: Path,
     tmp_path: Path,

@@ -5,9 +5,10 @@ from pathlib import Path
 import httpx
 import pytest
 from fault_table import note_seen, note_times
+from faulty_proxy import FaultyProxy
 from installation import OwnBackend, wait_until
 from laboratory import new_laboratory
-from own_label_studio import FaultyProxy, OwnLabelStudio
+from own_label_studio import LabelStudioOnSQLite
 
 pytestmark = [pytest.mark.label_studio, pytest.mark.faults]
 
@@ -30,7 +31,7 @@ def not_ready(backend: OwnBackend) -> str:
     ("ends", "lives_s"), [("is revoked", None), ("expires", LIVES_S)], ids=["revoked", "expires"]
 )
 def test_personal_token_that_ends_is_named_and_a_new_one_goes_on(
-    label_studio: OwnLabelStudio,
+    label_studio: LabelStudioOnSQLite,
     new_backend: OwnBackend,
     small_sample: Path,
     ends: str,
@@ -52,7 +53,10 @@ def test_personal_token_that_ends_is_named_and_a_new_one_goes_on(
 
 
 def test_personal_token_while_its_exchange_fails(
-    label_studio: OwnLabelStudio, new_backend: OwnBackend, proxy: FaultyProxy, small_sample: Path
+    label_studio: LabelStudioOnSQLite,
+    new_backend: OwnBackend,
+    proxy: FaultyProxy,
+    small_sample: Path,
 ) -> None:
     """A proxy before Label Studio answers 500, in no JSON, where personal tokens are exchanged."""
     with (
@@ -70,7 +74,7 @@ def test_personal_token_while_its_exchange_fails(
 
 
 def test_revoked_token_is_named_and_a_new_one_goes_on(
-    label_studio: OwnLabelStudio, new_backend: OwnBackend, small_sample: Path
+    label_studio: LabelStudioOnSQLite, new_backend: OwnBackend, small_sample: Path
 ) -> None:
     """The backend's token is revoked; the backend starts again with a new one.
 
