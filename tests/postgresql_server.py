@@ -100,7 +100,6 @@ class PostgreSQLServer:
             self.crash()
         shutil.rmtree(self._folder)
 
-
     def _accepts(self) -> bool:
         try:
             self.connect(database="postgres").close()

@@ -87,7 +87,7 @@ class Laboratory:
     def annotate_at_once(self, count: int, *, annotators: int) -> None:
         """Label open tasks, shared out to annotators who do not wait for each other.
 
-        Among them the one that was served last: Label Studio would serve it again before all others.
+        Among them the one that was served last, which Label Studio would serve again first.
         """
         others = self.truth.keys() - {*self.submitted, served := self.next_task()}
         chosen = [served, *sorted(others)][:count]
