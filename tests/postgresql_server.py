@@ -63,7 +63,7 @@ class PostgreSQLServer:
 
     def start(self) -> None:
         """Start it, again if it was killed, on the same port."""
-        where = ["-h", self.host, "-p", str(self.port), "-k", self._folder]
+        where = ["-h", self.host, "-p", str(self.port), "-k", str(self._folder)]
         self._process = subprocess.Popen(
             [self._programs / "postgres", "-D", self._cluster, *where],
             user=self._user,

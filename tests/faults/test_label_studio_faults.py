@@ -249,7 +249,7 @@ def test_project_deleted_while_training(
 ) -> None:
     """A project is deleted while it is trained; the other one goes on."""
     with new_laboratory(laboratory.label_studio, laboratory.backend, small_sample) as other:
-        with laboratory.paused_at("head-fitted", other, fault_file):
+        with other.paused_at("head-fitted", fault_file):
             other.connection.request("DELETE", f"api/projects/{other.project_id}/")
         wait_until(
             lambda: queue_state(other).stage == "waiting for the backend",
