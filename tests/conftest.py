@@ -2,8 +2,6 @@
 
 import contextlib
 import os
-import shutil
-import sqlite3
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +14,6 @@ from installation import (
     Installation,
     OwnBackend,
     free_port,
-    new_address,
     run_cellai,
     shared_file,
     start_installation,
@@ -79,7 +76,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory, sample_file: Path) -> Iterato
 
 @pytest.fixture
 def backend(demo: Installation, weights: Path, tmp_path: Path) -> OwnBackend:
-    return OwnBackend(demo, tmp_path / "backend", weights, new_address())
+    return OwnBackend.beside(demo, tmp_path / "backend", weights)
 
 
 @pytest.fixture(scope="session")
@@ -88,15 +85,8 @@ def guarded_label_studio(
 ) -> Iterator[Connection]:
     """A second Label Studio on a copy of the database, with its own default address block."""
     folder = tmp_path_factory.mktemp("guarded")
-    original = demo.data_dir / "label-studio"
     copy = folder / "label-studio"
-    copy.mkdir()
-    shutil.copy(original / ".env", copy)
-    with (
-        contextlib.closing(sqlite3.connect(original / "label_studio.sqlite3")) as source,
-        contextlib.closing(sqlite3.connect(copy / "label_studio.sqlite3")) as target,
-    ):
-        source.backup(target)
+    demo.copy_label_studio(copy)
     port = free_port()
     environment = {
         name: value

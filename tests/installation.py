@@ -1,13 +1,15 @@
 """A running `cellai up` as the tests drive it, and what they ask of Label Studio."""
 
 import os
+import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -136,6 +138,17 @@ class Installation:
         self.label_studio.close()
         self._backend.close()
 
+    def copy_label_studio(self, target: Path) -> None:
+        """A copy of Label Studio's folder, with its database as of one moment."""
+        original = self.data_dir / "label-studio"
+        target.mkdir()
+        shutil.copy(original / ".env", target)
+        with (
+            closing(sqlite3.connect(original / "label_studio.sqlite3")) as source,
+            closing(sqlite3.connect(target / "label_studio.sqlite3")) as copy,
+        ):
+            source.backup(copy)
+
     def stop(self) -> None:
         """End it as Ctrl+C does."""
         self.close()
@@ -184,19 +197,34 @@ def start_installation(
 
 @dataclass
 class OwnBackend:
-    """A backend beside the installation's own, on its Label Studio."""
+    """A backend of the test's own, on some Label Studio.
 
-    demo: Installation
+    Attributes:
+        label_studio_url: of that Label Studio.
+        api_key: of its account.
+        files_dir: its document root.
+    """
+
+    label_studio_url: str
+    api_key: str
+    files_dir: Path
     data_dir: Path
     weights: Path
     address: BackendAddress
-    label_studio_url: str = ""  # another one than the installation's
-    other_files_dir: Path | None = None  # what that one serves
 
-    @property
-    def files_dir(self) -> Path:
-        """Document root of the Label Studio that the backend serves."""
-        return self.other_files_dir or self.demo.data_dir / "files"
+    @classmethod
+    def beside(cls, demo: Installation, data_dir: Path, weights: Path) -> "OwnBackend":
+        """A second one on an installation's Label Studio."""
+        connection = demo.connection_file
+        files_dir = demo.data_dir / "files"
+        return cls(
+            connection.label_studio_url,
+            connection.api_key,
+            files_dir,
+            data_dir,
+            weights,
+            new_address(),
+        )
 
     @contextmanager
     def running(
@@ -204,7 +232,6 @@ class OwnBackend:
     ) -> Iterator[subprocess.Popen[bytes]]:
         """Served by gunicorn, with the container's command, until the block ends."""
         output = None if log is None else log.open("ab")
-        connection = self.demo.connection_file
         process = subprocess.Popen(
             [
                 Path(sys.executable).with_name("gunicorn"),
@@ -214,8 +241,8 @@ class OwnBackend:
             ],
             env=os.environ
             | {
-                "CELLAI_LABEL_STUDIO_URL": self.label_studio_url or connection.label_studio_url,
-                "CELLAI_LABEL_STUDIO_API_KEY": connection.api_key,
+                "CELLAI_LABEL_STUDIO_URL": self.label_studio_url,
+                "CELLAI_LABEL_STUDIO_API_KEY": self.api_key,
                 "CELLAI_DATA_DIR": str(self.data_dir),
                 "CELLAI_FILES_DIR": str(self.files_dir),
                 "CELLAI_PORT": self.address.url.rpartition(":")[2],
@@ -253,15 +280,14 @@ class OwnBackend:
         assert self._import("--project", project_id) == project_id
 
     def _import(self, *arguments: object, **environment: str) -> int:
-        connection = self.demo.connection_file
         answer = run_cellai(
             "import",
             *arguments,
             "--url",
-            self.label_studio_url or connection.label_studio_url,
+            self.label_studio_url,
             "--backend-url",
             self.address.url,
-            LABEL_STUDIO_API_KEY=connection.api_key,
+            LABEL_STUDIO_API_KEY=self.api_key,
             CELLAI_BASIC_AUTH_USER=self.address.user,
             CELLAI_BASIC_AUTH_PASSWORD=self.address.password,
             **environment,

@@ -20,7 +20,6 @@ from installation import (
     Installation,
     OwnBackend,
     free_port,
-    new_address,
     run_cellai,
     scores_by_task,
     wait_until,
@@ -133,15 +132,14 @@ def project(
     folder = tmp_path_factory.mktemp("bucket")
     source = folder / "cells.seg"
     assert run_cellai("sample", source, "--cells", N_CELLS, "--labelled", 0.5).returncode == 0
-    address = new_address()
-    backend = OwnBackend(demo, folder / "backend", weights, address)
+    backend = OwnBackend.beside(demo, folder / "backend", weights)
     log = folder / "backend.log"
     settings = {"CELLAI_BUCKET_URL": bucket.url, "CELLAI_PUBLIC_URL": PUBLIC_URL}
     with backend.running(log=log, **settings):
         number = backend.import_source(
             source, "--bucket", f"s3://{BUCKET}/pictures", labels=True, **bucket.environment
         )
-        client = BackendClient(address)
+        client = BackendClient(backend.address)
         try:
             wait_until(
                 lambda: client.queue_state(number).is_sorted, deadline_s=180, what="sorted queue"

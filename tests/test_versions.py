@@ -196,4 +196,4 @@ def check_log(log: Path, project_id: int, backend: OwnBackend) -> None:
         r["project_id"] == project_id for r in records if r["logger"] == "backend.retraining"
     )
     assert backend.address.password not in text
-    assert backend.demo.connection_file.api_key not in text
+    assert backend.api_key not in text

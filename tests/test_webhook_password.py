@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from installation import OwnBackend, annotate, run_cellai, wait_until
+from installation import Installation, OwnBackend, annotate, run_cellai, wait_until
 
 from converters.backend_client import BackendClient
+from converters.label_studio import Connection
 from converters.project import BackendAddress
 
 pytestmark = pytest.mark.label_studio
@@ -19,8 +20,8 @@ pytestmark = pytest.mark.label_studio
 N_CELLS = 12
 
 
-def webhook(backend: OwnBackend, project_id: int) -> dict[str, Any]:
-    (row,) = backend.demo.label_studio.get("api/webhooks/", project=project_id)
+def webhook(label_studio: Connection, project_id: int) -> dict[str, Any]:
+    (row,) = label_studio.get("api/webhooks/", project=project_id)
     return dict(row)
 
 
@@ -29,12 +30,14 @@ def header(address: BackendAddress) -> dict[str, str]:
     return {"Authorization": f"Basic {token}"}
 
 
-def test_label_is_announced_with_the_password(backend: OwnBackend, tmp_path: Path) -> None:
+def test_label_is_announced_with_the_password(
+    demo: Installation, backend: OwnBackend, tmp_path: Path
+) -> None:
     """Neither the search for missed labels nor a count of new ones may cause the training."""
     source = tmp_path / "cells.seg"
     run_cellai("sample", source, "--cells", N_CELLS, "--labelled", 0)
     client = BackendClient(backend.address)
-    label_studio = backend.demo.label_studio
+    label_studio = demo.label_studio
 
     def marks() -> int:
         """Changes that the backend was told of, handled or waiting."""
@@ -44,16 +47,16 @@ def test_label_is_announced_with_the_password(backend: OwnBackend, tmp_path: Pat
     with backend.running(CELLAI_RECONCILE_SECONDS="3600"):
         number = backend.import_source(source)
         wait_until(lambda: client.queue_state(number).is_sorted, deadline_s=120, what="order")
-        assert webhook(backend, number)["headers"] == header(backend.address)
+        assert webhook(label_studio, number)["headers"] == header(backend.address)
 
-        first, second = (task["id"] for task in _tasks(backend, number)[:2])
+        first, second = (task["id"] for task in _tasks(label_studio, number)[:2])
         before = marks()
         annotate(label_studio, first, "wbc")
         wait_until(lambda: marks() > before, deadline_s=20, what="announced label")
         wait_until(lambda: client.queue_state(number).is_sorted, deadline_s=120, what="order")
 
         # The same label without the header stays unheard, so the header it was that was heard.
-        row = webhook(backend, number)
+        row = webhook(label_studio, number)
         kept = {name: row[name] for name in ("url", "send_payload", "send_for_all_actions")}
         changed = kept | {"actions": row["actions"], "headers": {}, "is_active": True}
         label_studio.patch(f"api/webhooks/{row['id']}/", changed)
@@ -64,12 +67,12 @@ def test_label_is_announced_with_the_password(backend: OwnBackend, tmp_path: Pat
 
         # What the documents advise after a change of the password puts it right.
         backend.connect(number)
-        assert webhook(backend, number)["headers"] == header(backend.address)
+        assert webhook(label_studio, number)["headers"] == header(backend.address)
     client.close()
 
 
-def _tasks(backend: OwnBackend, project_id: int) -> list[dict[str, Any]]:
-    answer = backend.demo.label_studio.get(
+def _tasks(label_studio: Connection, project_id: int) -> list[dict[str, Any]]:
+    answer = label_studio.get(
         "api/tasks/", project=project_id, page_size=N_CELLS, fields="task_only"
     )
     return list(answer["tasks"])

@@ -1,14 +1,16 @@
 """A Label Studio and a backend of the fault tests' own, one for each module, and a project."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from faulty_proxy import FaultyProxy
+from filelock import FileLock
 from installation import Installation, OwnBackend, new_address, run_cellai
 from laboratory import Laboratory, fault_environment, new_laboratory
-from own_label_studio import LabelStudioOnSQLite
+from own_label_studio import FirstStart, LabelStudioOnSQLite, OwnLabelStudio
 
 
 @pytest.fixture(scope="session")
@@ -20,11 +22,28 @@ def small_sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def first_start(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> FirstStart:
+    """Made by the first process of a run that asks for it, from its installation."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "first-start"
+    folder, api_key_file = shared / "label-studio", shared / "api-key"
+    with FileLock(f"{shared}.lock"):
+        if not api_key_file.exists():
+            demo: Installation = request.getfixturevalue("demo")
+            shared.mkdir()
+            demo.copy_label_studio(folder)
+            api_key_file.write_text(demo.connection_file.api_key)
+    return FirstStart(folder, api_key_file.read_text())
+
+
 @pytest.fixture(scope="module")
 def label_studio(
-    demo: Installation, tmp_path_factory: pytest.TempPathFactory
+    first_start: FirstStart, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[LabelStudioOnSQLite]:
-    server = LabelStudioOnSQLite(tmp_path_factory.mktemp("own"), demo)
+    server = LabelStudioOnSQLite(tmp_path_factory.mktemp("own"), first_start)
     server.start()
     yield server
     server.stop()
@@ -38,24 +57,21 @@ def fault_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def own_backend(
-    demo: Installation,
-    label_studio: LabelStudioOnSQLite,
-    weights: Path,
-    tmp_path_factory: pytest.TempPathFactory,
+    label_studio: OwnLabelStudio, weights: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> OwnBackend:
     return OwnBackend(
-        demo,
+        label_studio.url,
+        label_studio.api_key,
+        label_studio.files_dir,
         tmp_path_factory.mktemp("backend"),
         weights,
         new_address(),
-        label_studio_url=label_studio.url,
-        other_files_dir=label_studio.files_dir,
     )
 
 
 @pytest.fixture(scope="module")
 def laboratory(
-    label_studio: LabelStudioOnSQLite, own_backend: OwnBackend, small_sample: Path, fault_file: Path
+    label_studio: OwnLabelStudio, own_backend: OwnBackend, small_sample: Path, fault_file: Path
 ) -> Iterator[Laboratory]:
     with (
         own_backend.running(log=None, **fault_environment(fault_file)),
@@ -71,7 +87,7 @@ def new_backend(own_backend: OwnBackend, tmp_path: Path) -> OwnBackend:
 
 
 @pytest.fixture(scope="module")
-def proxy(label_studio: LabelStudioOnSQLite) -> Iterator[FaultyProxy]:
+def proxy(label_studio: OwnLabelStudio) -> Iterator[FaultyProxy]:
     proxy = FaultyProxy(label_studio.url)
     yield proxy
     proxy.close()

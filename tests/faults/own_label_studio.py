@@ -7,17 +7,30 @@ import sqlite3
 import subprocess
 import time
 from abc import ABC, abstractmethod
-from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jwt
 import psycopg
-from installation import Installation, free_port, wait_until
+from installation import free_port, wait_until
 from postgresql_server import PASSWORD, PostgreSQLServer, compose_environment
 
 from converters.label_studio import Connection
 from converters.launcher import LABEL_STUDIO_ENVIRONMENT, answers, label_studio_command
+
+
+@dataclass(frozen=True, slots=True)
+class FirstStart:
+    """What a first start of Label Studio left, which takes half a minute: tables and an account.
+
+    Attributes:
+        folder: its data, of which nothing runs.
+        api_key: of the account.
+    """
+
+    folder: Path
+    api_key: str
 
 
 class OwnLabelStudio(ABC):
@@ -97,21 +110,13 @@ class LabelStudioOnSQLite(OwnLabelStudio):
 
     Args:
         folder: for the copy.
-        demo: the installation; its token holds here too. The files are others: both number
-            their projects alike, and each has its own folder for project 11.
+        original: what is copied.
     """
 
-    def __init__(self, folder: Path, demo: Installation) -> None:
+    def __init__(self, folder: Path, original: "FirstStart") -> None:
         tokens_end = {"ACCESS_TOKEN_SECONDS": "5"}
-        api_key = demo.connection_file.api_key
-        super().__init__(folder, LABEL_STUDIO_ENVIRONMENT | tokens_end, api_key)
-        original = demo.data_dir / "label-studio"
-        shutil.copy(original / ".env", self.folder)
-        with (
-            closing(sqlite3.connect(original / "label_studio.sqlite3")) as source,
-            closing(sqlite3.connect(self.database)) as target,
-        ):
-            source.backup(target)
+        super().__init__(folder, LABEL_STUDIO_ENVIRONMENT | tokens_end, original.api_key)
+        shutil.copytree(original.folder, self.folder, dirs_exist_ok=True)
 
     @property
     def database(self) -> Path:

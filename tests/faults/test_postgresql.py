@@ -1,12 +1,13 @@
 """Label Studio on PostgreSQL with the settings of Compose, as a team runs it: the same holds."""
 
+import secrets
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 from fault_table import note_seen
-from installation import Installation, wait_until
+from installation import wait_until
 from laboratory import Laboratory
 from own_label_studio import LabelStudioOnPostgreSQL
 from postgresql_server import PostgreSQLServer
@@ -31,11 +32,11 @@ def database() -> Iterator[PostgreSQLServer]:
 
 @pytest.fixture(scope="module")
 def label_studio(
-    database: PostgreSQLServer, demo: Installation, tmp_path_factory: pytest.TempPathFactory
+    database: PostgreSQLServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[LabelStudioOnPostgreSQL]:
     """In place of the one on SQLite, for all that the laboratory is made of."""
     folder = tmp_path_factory.mktemp("on-postgresql")
-    server = LabelStudioOnPostgreSQL(folder, database, demo.connection_file.api_key)
+    server = LabelStudioOnPostgreSQL(folder, database, secrets.token_hex(20))
     try:
         server.start()
         yield server
