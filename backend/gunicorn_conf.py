@@ -3,6 +3,10 @@
 Every web process has a thread that tries to hold a lock; the one that holds it starts the
 job runner and starts it again when it dies. So there is always one, whichever web process
 is killed.
+
+Web processes are forks of the one that reads this file. It imports what they need, so that its
+memory is there once and a new one answers at once instead of after four seconds. The application
+itself, with its locks, is each one's own.
 """
 
 import logging
@@ -14,6 +18,8 @@ import time
 
 from filelock import FileLock, Timeout
 
+import backend.report_routes
+import backend.routes  # noqa: F401
 from backend.logs import logging_config
 from backend.runner_record import STARTING, read_trouble, write_state, write_trouble
 from backend.settings import Settings, read_settings
