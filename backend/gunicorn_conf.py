@@ -3,10 +3,6 @@
 Every web process has a thread that tries to hold a lock; the one that holds it starts the
 job runner and starts it again when it dies. So there is always one, whichever web process
 is killed.
-
-Web processes are forks of the one that reads this file. It imports what they need, so that its
-memory is there once and a new one answers at once instead of after four seconds. The application
-itself, with its locks, is each one's own.
 """
 
 import logging
@@ -18,8 +14,6 @@ import time
 
 from filelock import FileLock, Timeout
 
-import backend.report_routes
-import backend.routes  # noqa: F401
 from backend.logs import logging_config
 from backend.runner_record import STARTING, read_trouble, write_state, write_trouble
 from backend.settings import Settings, read_settings
@@ -41,6 +35,17 @@ RESTART_SECONDS = 2.0
 # A job runner that lives shorter than this, several times in a row, is ill and not unlucky.
 SHORT_LIFE_SECONDS = 60.0
 MOST_SHORT_LIVES = 3
+
+
+def when_ready(_arbiter: object) -> None:
+    """Gunicorn hook, before the first web process: import what all of them need.
+
+    They are forks, so its memory is there once, and one that takes a killed one's place answers
+    at once instead of after four seconds. Signals and connections are taken already. The
+    application itself, with its locks, is each one's own.
+    """
+    import backend.report_routes  # noqa: PLC0415
+    import backend.routes  # noqa: F401, PLC0415
 
 
 def post_worker_init(_worker: object) -> None:

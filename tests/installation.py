@@ -216,14 +216,13 @@ class OwnBackend:
     def beside(cls, demo: Installation, data_dir: Path, weights: Path) -> "OwnBackend":
         """A second one on an installation's Label Studio."""
         connection = demo.connection_file
-        files_dir = demo.data_dir / "files"
         return cls(
-            connection.label_studio_url,
-            connection.api_key,
-            files_dir,
-            data_dir,
-            weights,
-            new_address(),
+            label_studio_url=connection.label_studio_url,
+            api_key=connection.api_key,
+            files_dir=demo.data_dir / "files",
+            data_dir=data_dir,
+            weights=weights,
+            address=new_address(),
         )
 
     @contextmanager

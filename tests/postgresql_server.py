@@ -1,7 +1,6 @@
-"""A PostgreSQL server of the tests' own, and the settings of docker-compose.yml."""
+"""A PostgreSQL server of the tests' own."""
 
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -11,8 +10,7 @@ from typing import Any
 
 import psycopg
 import pytest
-import yaml
-from installation import ROOT, free_port, wait_until
+from installation import free_port, wait_until
 
 DEBIAN_PROGRAMS = Path("/usr/lib/postgresql")
 SERVER_USER = "postgres"  # Debian's; the server refuses to run as root
@@ -20,56 +18,50 @@ NAME = "labelstudio"  # of user and database, as in docker-compose.yml
 PASSWORD = "database secret"
 
 
-def compose_environment(service: str, **secrets: str) -> dict[str, str]:
-    """Variables that docker-compose.yml gives a service, with .env filled in."""
-    compose: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
-    given = compose["services"][service]["environment"]
-    return {
-        name: re.sub(r"\$\{(\w+):\?[^}]+\}", lambda asked: secrets[asked[1]], value)
-        for name, value in given.items()
-        if value is not None
-    }
-
-
 class PostgreSQLServer:
-    """The database service of docker-compose.yml, in the version that is installed here."""
+    """The database service of docker-compose.yml, in the version that is installed here.
+
+    Without one the test is skipped and says so.
+    """
 
     host = "127.0.0.1"
 
     def __init__(self) -> None:
-        """Make the cluster; the test is skipped, and says so, where there is no PostgreSQL."""
         self._programs = _programs()
         self._user = SERVER_USER if os.geteuid() == 0 else None
         # Not below pytest's folder, which the server's user may not enter.
         self._folder = Path(tempfile.mkdtemp(prefix="cellai-postgresql-"))
         self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
+        if self._user is not None:
+            shutil.chown(self._folder, self._user)
+
+    def create_cluster(self) -> None:
+        """Make its files, as the image does at its first start."""
         password_file = self._folder / "password"
         password_file.write_text(PASSWORD)
         if self._user is not None:
-            shutil.chown(self._folder, self._user)
             shutil.chown(password_file, self._user)
         access = [f"--username={NAME}", "--auth=scram-sha-256", f"--pwfile={password_file}"]
         subprocess.run(
-            [self._programs / "initdb", "-D", self._cluster, *access],
+            [self._programs / "initdb", "-D", "cluster", "--encoding=UTF8", *access],
+            cwd=self._folder,  # where its user may be
             user=self._user,
             stdout=subprocess.DEVNULL,
             check=True,
         )
 
-    @property
-    def _cluster(self) -> Path:
-        return self._folder / "cluster"
-
     def start(self) -> None:
         """Start it, again if it was killed, on the same port."""
         where = ["-h", self.host, "-p", str(self.port), "-k", str(self._folder)]
-        self._process = subprocess.Popen(
-            [self._programs / "postgres", "-D", self._cluster, *where],
-            user=self._user,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [self._programs / "postgres", "-D", "cluster", *where],
+                cwd=self._folder,
+                user=self._user,
+                stdout=log,
+                stderr=log,
+            )
         wait_until(self._accepts, deadline_s=60, what="PostgreSQL")
 
     def create_database(self) -> None:

@@ -116,6 +116,12 @@ def test_settings_are_light() -> None:
     assert loaded_by("backend.gunicorn_conf") == set()
 
 
+def test_web_processes_share_what_they_import() -> None:
+    """Otherwise one that takes a killed one's place answers four seconds later."""
+    before_forking = "backend.gunicorn_conf.when_ready(None)"
+    assert "torch" in loaded_by("backend.gunicorn_conf", then=before_forking)
+
+
 @pytest.mark.parametrize("module", ["backend.worker", "backend.model"])
 def test_backend_starts_and_trains_with_torch_alone(module: str) -> None:
     """Each of the others takes two to four seconds, at every start and after every kill."""

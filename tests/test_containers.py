@@ -16,24 +16,20 @@ from typing import Any
 
 import jsonschema  # type: ignore[import-untyped]
 import pytest
-import yaml
+from compose_file import COMPOSE, OPTIONAL, REQUIRED, filled_in, given, read_compose
 
 from backend.settings import read_settings
 from converters.screen import EDITOR_KEYMAP
 
 ROOT = Path(__file__).parents[1]
-COMPOSE = ROOT / "docker-compose.yml"
 DOCKERFILE = ROOT / "Dockerfile"
 ENV_EXAMPLE = ROOT / ".env.example"
 SCHEMA = ROOT / "tests" / "compose_spec" / "compose-spec.json"
-REQUIRED = re.compile(r"\$\{([A-Z_]+):\?[^}]+\}")
-OPTIONAL = re.compile(r"\$\{([A-Z_]+):-([^}]*)\}")
 
 
 @pytest.fixture(scope="module")
 def compose() -> dict[str, Any]:
-    content: dict[str, Any] = yaml.safe_load(COMPOSE.read_text())
-    return content
+    return read_compose()
 
 
 @pytest.fixture(scope="module")
@@ -48,16 +44,6 @@ def instructions() -> list[tuple[str, str]]:
     joined = DOCKERFILE.read_text().replace("\\\n", " ")
     lines = [line for line in joined.splitlines() if line and not line.startswith("#")]
     return [(name, rest.strip()) for name, _, rest in (line.partition(" ") for line in lines)]
-
-
-def filled_in(value: str) -> str:
-    """The value as Compose sees it once .env is filled in."""
-    return OPTIONAL.sub(r"\2", REQUIRED.sub(r"secret", value))
-
-
-def given(service: dict[str, Any]) -> dict[str, str]:
-    """Variables that the file itself sets; those without a value come from .env."""
-    return {name: v for name, v in service["environment"].items() if v is not None}
 
 
 def example_variables() -> dict[str, str]:

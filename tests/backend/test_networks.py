@@ -25,10 +25,11 @@ WITHOUT_MAPS = ("inception", "maxvit", "swin", "vit")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_features_are_those_of_torchvisions_network(name: str) -> None:
     trunk = seeded_trunk(name)
-    pixels = np.random.default_rng(0).integers(0, 256, (2, 80, 80, 3), np.uint8)
+    n = 19  # more than go through VGG16's first layers at once, and some that are left over
+    pixels = np.random.default_rng(0).integers(0, 256, (n, 80, 80, 3), np.uint8)
     extracted = trunk.extract(pixels, mode="both")
-    assert extracted.features.shape == (2, trunk.feature_dim)
-    assert extracted.activations.shape == (2, *trunk.activation_shape)
+    assert extracted.features.shape == (n, trunk.feature_dim)
+    assert extracted.activations.shape == (n, *trunk.activation_shape)
 
     network = build_network(name)
     whole = models.get_model(name, weights=None).eval()
@@ -38,6 +39,19 @@ def test_features_are_those_of_torchvisions_network(name: str) -> None:
         maps = taps(trunk._prepare(pixels, "both")).values()
         expected = torch.cat([part for tap in maps for part in pooled_mean_and_spread(tap)], 1)
     np.testing.assert_allclose(extracted.features, expected, rtol=5e-3, atol=5e-3)
+
+
+@pytest.mark.parametrize(("n", "size_px"), [(0, INPUT_PX), (1, 320), (3, 224)])
+def test_vgg16_takes_any_number_and_size(n: int, size_px: int) -> None:
+    layers = seeded_trunk("vgg16")._layers
+    whole = models.vgg16(weights=None).eval()
+    whole.load_state_dict(layers.state_dict(), strict=False)
+    pictures = torch.rand(n, 3, size_px, size_px, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        (*_, found) = layers(pictures.to(next(layers.parameters()).dtype)).values()
+        expected = whole.features[:26](pictures)
+    assert found.shape == (n, 512, size_px // 16, size_px // 16)
+    np.testing.assert_allclose(found.float(), expected, rtol=5e-3, atol=5e-3)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

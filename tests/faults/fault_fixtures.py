@@ -1,6 +1,7 @@
 """A Label Studio and a backend of the fault tests' own, one for each module, and a project."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,7 @@ def first_start(
     with FileLock(f"{shared}.lock"):
         if not api_key_file.exists():
             demo: Installation = request.getfixturevalue("demo")
+            shutil.rmtree(shared, ignore_errors=True)  # of a process that failed in between
             shared.mkdir()
             demo.copy_label_studio(folder)
             api_key_file.write_text(demo.connection_file.api_key)
@@ -44,9 +46,11 @@ def label_studio(
     first_start: FirstStart, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[LabelStudioOnSQLite]:
     server = LabelStudioOnSQLite(tmp_path_factory.mktemp("own"), first_start)
-    server.start()
-    yield server
-    server.stop()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +64,12 @@ def own_backend(
     label_studio: OwnLabelStudio, weights: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> OwnBackend:
     return OwnBackend(
-        label_studio.url,
-        label_studio.api_key,
-        label_studio.files_dir,
-        tmp_path_factory.mktemp("backend"),
-        weights,
-        new_address(),
+        label_studio_url=label_studio.url,
+        api_key=label_studio.api_key,
+        files_dir=label_studio.files_dir,
+        data_dir=tmp_path_factory.mktemp("backend"),
+        weights=weights,
+        address=new_address(),
     )
 
 

@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,14 +89,15 @@ class Laboratory:
 
         Among them the one that was served last, which Label Studio would serve again first.
         """
-        others = self.truth.keys() - {*self.submitted, served := self.next_task()}
+        served = self.next_task()
+        others = self.truth.keys() - {*self.submitted, served}
         chosen = [served, *sorted(others)][:count]
 
         def label(share: list[int]) -> None:
             own = Connection(self.label_studio.url, self.label_studio.api_key)
-            for task_id in share:
-                annotate(own, task_id, self.truth[task_id])
-            own.close()
+            with closing(own):
+                for task_id in share:
+                    annotate(own, task_id, self.truth[task_id])
 
         with ThreadPoolExecutor(annotators) as threads:
             list(threads.map(label, (chosen[i::annotators] for i in range(annotators))))
@@ -107,12 +108,13 @@ class Laboratory:
         """The job runner stands still at a point of a job for new labels until the block ends."""
         fault_file.write_text(f"{point} pause")
         paused = Path(f"{fault_file}.paused")
-        self.annotate(2)
-        wait_until(paused.exists, deadline_s=PAUSE_DEADLINE_S, what=f"pause at {point}")
         try:
+            self.annotate(2)
+            wait_until(paused.exists, deadline_s=PAUSE_DEADLINE_S, what=f"pause at {point}")
             yield
         finally:
-            paused.unlink()
+            fault_file.unlink(missing_ok=True)
+            paused.unlink(missing_ok=True)
 
     def annotate_into_a_crash(self, count: int) -> None:
         """Label until Label Studio dies; bring it back and see whether it has the last label."""

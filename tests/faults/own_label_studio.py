@@ -13,8 +13,9 @@ from typing import Any
 
 import jwt
 import psycopg
+from compose_file import filled_in, given, read_compose
 from installation import free_port, wait_until
-from postgresql_server import PASSWORD, PostgreSQLServer, compose_environment
+from postgresql_server import PASSWORD, PostgreSQLServer
 
 from converters.label_studio import Connection
 from converters.launcher import LABEL_STUDIO_ENVIRONMENT, answers, label_studio_command
@@ -113,7 +114,7 @@ class LabelStudioOnSQLite(OwnLabelStudio):
         original: what is copied.
     """
 
-    def __init__(self, folder: Path, original: "FirstStart") -> None:
+    def __init__(self, folder: Path, original: FirstStart) -> None:
         tokens_end = {"ACCESS_TOKEN_SECONDS": "5"}
         super().__init__(folder, LABEL_STUDIO_ENVIRONMENT | tokens_end, original.api_key)
         shutil.copytree(original.folder, self.folder, dirs_exist_ok=True)
@@ -154,13 +155,14 @@ class LabelStudioOnPostgreSQL(OwnLabelStudio):
     """
 
     def __init__(self, folder: Path, database: PostgreSQLServer, api_key: str) -> None:
-        settings = compose_environment(
-            "label-studio",
-            POSTGRES_PASSWORD=PASSWORD,
-            LABEL_STUDIO_USERNAME="scientist@example.com",
-            LABEL_STUDIO_PASSWORD="account secret",
-            LABEL_STUDIO_API_KEY=api_key,
-        )
+        secrets = {
+            "POSTGRES_PASSWORD": PASSWORD,
+            "LABEL_STUDIO_USERNAME": "scientist@example.com",
+            "LABEL_STUDIO_PASSWORD": "account secret",
+            "LABEL_STUDIO_API_KEY": api_key,
+        }
+        service = read_compose()["services"]["label-studio"]
+        settings = {name: filled_in(value, secrets) for name, value in given(service).items()}
         moved = {"POSTGRE_HOST": database.host, "POSTGRE_PORT": str(database.port)}
         super().__init__(folder, settings | moved, api_key)
         self._database = database

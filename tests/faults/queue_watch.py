@@ -46,9 +46,10 @@ class QueueWatch:
         self._thread.start()
 
     def take(self) -> int:
-        """Number of looks since the last call; fails if the queue was not whole in one."""
+        """Number of looks since the last call; fails without any, or if the queue was not whole."""
         looks, self._looks = self._looks, 0
         broken, self._broken = self._broken, []
+        assert looks, "the database never answered"
         assert not broken, f"the queue was not whole in {len(broken)} of {looks} looks: {broken[0]}"
         return looks
 

@@ -62,7 +62,7 @@ def test_backend_killed(laboratory: Laboratory, fault_file: Path, point: str) ->
 
 
 @pytest.mark.faults
-@pytest.mark.timeout(1200)  # each kill costs two starts of torch
+@pytest.mark.timeout(1200)  # each kill costs a start of torch
 def test_web_process_killed_at_every_step_of_the_job_runner(
     laboratory: Laboratory, fault_file: Path
 ) -> None:

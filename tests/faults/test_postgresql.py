@@ -1,4 +1,4 @@
-"""Label Studio on PostgreSQL with the settings of Compose, as a team runs it: the same holds."""
+"""Label Studio on PostgreSQL with the settings of Compose: the same holds."""
 
 import secrets
 from collections.abc import Iterator
@@ -23,6 +23,7 @@ ANNOTATORS = 8
 def database() -> Iterator[PostgreSQLServer]:
     server = PostgreSQLServer()
     try:
+        server.create_cluster()
         server.start()
         server.create_database()
         yield server
@@ -60,7 +61,8 @@ def test_page_serves_the_tasks_in_the_order_of_their_scores(laboratory: Laborato
         if row["model_version"] == version and row["task"] not in laboratory.submitted
     }
     n_before = len(laboratory.submitted)
-    laboratory.annotate(3)  # fewer than start a training at once
+    laboratory.annotate(3)
+    assert laboratory.project()["model_version"] == version, "a newer version sorts already"
     served = laboratory.submitted[n_before:]
     assert served == sorted(scores, key=scores.__getitem__)[:3]
     laboratory.check()
