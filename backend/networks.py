@@ -77,8 +77,9 @@ class Vgg16(nn.Module):
         """Taps by name of pictures (n, 3, S, S)."""
         n, _, height, width = pictures.shape
         at_once = max(1, _PIXELS_AT_ONCE // (height * width)) if pictures.is_cpu else n
-        before = self.features[:_LARGE_MAPS]
-        maps, tapped = torch.cat([before(part) for part in torch.split(pictures, at_once)]), {}
+        large_maps = self.features[:_LARGE_MAPS]
+        maps = torch.cat([large_maps(part) for part in torch.split(pictures, at_once)])
+        tapped = {}
         for number, layer in enumerate(self.features[_LARGE_MAPS:], start=_LARGE_MAPS):
             maps = layer(maps)
             if (name := f"features.{number}") in _VGG16_TAPS:
