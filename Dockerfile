@@ -2,7 +2,8 @@
 # Two stages: what installs packages (pip, uv) does not get into the image that runs.
 FROM python:3.12-slim-bookworm AS build
 
-# cpu: about 1 GB; cu132 and the like add the CUDA libraries (several GB) for a GPU host.
+# cpu: about 1 GB; cu132 and the like add the CUDA libraries (several GB) for a GPU host. Both come from
+# PyTorch's own index; empty: from the one of all other packages, for a network that has only that.
 ARG TORCH_BACKEND=cpu
 
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
@@ -17,9 +18,9 @@ COPY pyproject.toml requirements.txt ./
 RUN python -m venv --without-pip /venv \
     && pip install "$(grep '^uv==' requirements.txt)" \
     && uv pip compile pyproject.toml --constraints requirements.txt --no-header --no-annotate \
-        --torch-backend "$TORCH_BACKEND" --output-file /tmp/runtime.txt \
-    && uv pip install --python /venv/bin/python --no-deps --torch-backend "$TORCH_BACKEND" \
-        -r /tmp/runtime.txt \
+        ${TORCH_BACKEND:+--torch-backend "$TORCH_BACKEND"} --output-file /tmp/runtime.txt \
+    && uv pip install --python /venv/bin/python --no-deps \
+        ${TORCH_BACKEND:+--torch-backend "$TORCH_BACKEND"} -r /tmp/runtime.txt \
     && rm /tmp/runtime.txt
 
 COPY README.md label_config.xml ./

@@ -6,7 +6,7 @@ BACKEND_PORT ?= 9090
 ARGS ?=
 BIN := .venv/bin
 
-.PHONY: help setup demo test test-faults test-soak lint format reference bench bench-full requirements clean
+.PHONY: help setup demo test test-faults test-soak test-image lint format reference bench bench-full requirements clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,6 +37,9 @@ test-faults: setup ## the long tests: kills, a failing Label Studio, full disks,
 
 test-soak: setup ## half an hour of labelling, SOAK_MINUTES=N for less
 	$(BIN)/pytest -m soak $(ARGS)
+
+test-image: setup ## build the image with Docker (CONTAINER_ENGINE=podman: with Podman) and try it
+	$(BIN)/pytest -m image $(ARGS)
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check .
