@@ -6,8 +6,9 @@ predictions are imported, so a crash in between is finished by running again.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -121,24 +122,37 @@ def publish(
     on_stage(f"importing predictions of {name}")
     present = _tasks_with(client, snapshot.project_id, name)
     client.import_predictions(
-        snapshot.project_id,
-        [
-            prediction(
-                task.id,
-                snapshot.label_config,
-                _probabilities(rescored, row) if pool.is_readable[row] else None,
-                score=float(rescored.scores[row]),
-                model_version=name,
-            )
-            for row, task in enumerate(pool.tasks)
-            if task.id not in present
-        ],
+        snapshot.project_id, prediction_rows(snapshot, pool, rescored, present=present)
     )
     # A slow Label Studio may have carried out an import of a run that was killed meanwhile.
     if client.model_versions(snapshot.project_id).get(name) != len(pool.tasks):
         _tasks_with(client, snapshot.project_id, name)
     if snapshot.model_version != name:
         client.set_model_version(snapshot.project_id, name)
+
+
+def prediction_rows(
+    snapshot: Snapshot, pool: Pool, rescored: Rescored, *, present: Collection[int]
+) -> list[dict[str, Any]]:
+    """What Label Studio is to import, a row for each task.
+
+    Args:
+        snapshot: names the control tag and the classes.
+        pool: the tasks.
+        rescored: what the version says about them.
+        present: ids of tasks that have their row already.
+    """
+    return [
+        prediction(
+            task.id,
+            snapshot.label_config,
+            _probabilities(rescored, row) if pool.is_readable[row] else None,
+            score=float(rescored.scores[row]),
+            model_version=rescored.version.version,
+        )
+        for row, task in enumerate(pool.tasks)
+        if task.id not in present
+    ]
 
 
 def next_version_name(known: Sequence[str]) -> str:

@@ -13,14 +13,17 @@ from backend.features import load_trunk
 from backend.weights import resolve_weights
 from benchmarks.compute import Workload, measure_compute
 from benchmarks.label_studio_import import import_seconds
-from benchmarks.labelled_features import read_labelled_features
+from benchmarks.labelled_features import LabelledFeatures, read_labelled_features
 from benchmarks.learning import FULL_STRATEGIES, STRATEGIES, simulate_all, use_one_thread
-from benchmarks.model_checks import measure_model
+from benchmarks.model_checks import LEAST_LABELS, measure_model
+from benchmarks.precision import measure_precision
 from benchmarks.results import Results, learning_numbers
+from benchmarks.versions import measure_versions
 from converters.sample import write_sample_crops
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
+RGB = SHARED / "bccd5_rgb.h5"
 OUT = Path(__file__).resolve().parent / "out"
 SEEDS, FULL_SEEDS = 3, 5
 SAMPLE_CELLS = 1600
@@ -31,9 +34,9 @@ PARTS = ("compute", "learning", "import")
 def main() -> None:
     """Measure, and write results.json, results.md and the plots."""
     options = _parse()
-    OUT.mkdir(exist_ok=True)
-    results = Results(OUT, full=options.full)
+    (OUT / "part").mkdir(parents=True, exist_ok=True)
     parts = options.only or PARTS
+    results = Results(OUT / "part" if options.only else OUT, full=options.full)
     if "compute" in parts and options.data is None:
         _measure_compute(results)
     if "import" in parts and options.data is None and "rescore_s_10k" in results.numbers:
@@ -43,7 +46,7 @@ def main() -> None:
     if "learning" in parts:
         _measure_learning(results, options.data, full=options.full)
     results.write()
-    print(f"Written: {OUT / 'results.json'}, results.md and plots beside it.")
+    print(f"Written: {results.folder / 'results.json'}, results.md and plots beside it.")
 
 
 def _parse() -> argparse.Namespace:
@@ -54,7 +57,7 @@ def _parse() -> argparse.Namespace:
         type=lambda text: [Path(part) for part in text.split(",")],
         help="labelled files to measure learning on, instead of the usual ones",
     )
-    parser.add_argument("--only", nargs="+", choices=PARTS, help="leave the other parts out")
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="some parts, written to out/part")
     return parser.parse_args()
 
 
@@ -63,6 +66,11 @@ def _measure_compute(results: Results) -> None:
     work = Workload(load_trunk(_weights()), pixels)
     for name, value in measure_compute(work):
         results.add(name, value)
+    for name, value in measure_versions(work.trunk):
+        results.add(name, value)
+    if RGB.exists():
+        for name, value in measure_precision(_weights(), RGB):
+            results.add(name, value)
 
 
 def _measure_learning(results: Results, paths: list[Path] | None, *, full: bool) -> None:
@@ -72,7 +80,7 @@ def _measure_learning(results: Results, paths: list[Path] | None, *, full: bool)
     datasets = []
     for name, path in _sources(paths).items():
         print(f"Reading {path.name}", flush=True)
-        datasets.append(read_labelled_features(path, trunk, cache, name=name))
+        datasets.append(_splittable(read_labelled_features(path, trunk, cache, name=name)))
     jobs = [
         (data, seed, is_balanced, FULL_STRATEGIES if full else STRATEGIES)
         for data in datasets
@@ -93,14 +101,40 @@ def _measure_learning(results: Results, paths: list[Path] | None, *, full: bool)
             results.add(f"{name}_{data.name}", value)
 
 
+def _splittable(data: LabelledFeatures) -> LabelledFeatures:
+    """The data set, if there is something to learn and something to test.
+
+    Raises:
+        SystemExit: it has one field or image only, or too few labels.
+    """
+    if len(np.unique(data.groups)) < 2:
+        raise SystemExit(
+            f"All labelled crops of {data.name} are of one field or image ({data.groups[0]}), so"
+            " none would be left to test; give a file with several."
+        )
+    if len(data.labels) < LEAST_LABELS:
+        raise SystemExit(
+            f"{data.name} has {len(data.labels)} labelled crops, fewer than {LEAST_LABELS}; give a"
+            " file with more."
+        )
+    return data
+
+
 def _sources(paths: list[Path] | None) -> dict[str, Path]:
-    """The files asked for, else those at hand and the generated sample, by name."""
+    """The files asked for, else those at hand and the generated sample, by name.
+
+    Raises:
+        SystemExit: two of the files asked for have one name.
+    """
     if paths is not None:
-        return {path.stem: path for path in paths}
+        by_name = {path.stem: path for path in paths}
+        if len(by_name) < len(paths):
+            raise SystemExit("Two of the files have one name; results are named after the files.")
+        return by_name
     sample = OUT / f"sample-{SAMPLE_CELLS}.seg"
     if not sample.exists():
         write_sample_crops(sample, n_cells=SAMPLE_CELLS, seed=1)
-    named = {"bccd5_rgb": SHARED / "bccd5_rgb.h5", "bccd5": SHARED / "bccd5.seg"}
+    named = {"bccd5_rgb": RGB, "bccd5": SHARED / "bccd5.seg"}
     for path in named.values():
         if not path.exists():
             print(f"Not measured, because absent: {path}")

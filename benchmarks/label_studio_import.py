@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+
 from backend.label_studio import LabelStudioClient
 from backend.prediction import prediction
 from converters.label_config import TEMPLATE_PATH, read_label_config
@@ -21,6 +23,8 @@ START_DEADLINE_S = 300
 
 def import_seconds(n_predictions: int) -> float:
     """Seconds of one import of `n_predictions` predictions into as many tasks, SQLite.
+
+    Each has a class and its probabilities, as the product's have; which, makes no difference here.
 
     Raises:
         TimeoutError: Label Studio did not start.
@@ -37,9 +41,10 @@ def import_seconds(n_predictions: int) -> float:
             return_task_ids=True,
         )
         connection.close()
+        drawn = np.random.default_rng(0).dirichlet(np.ones(len(config.classes)), n_predictions)
         rows = [
-            prediction(task_id, config, None, score=0.5, model_version="cellai-0001")
-            for task_id in answer["task_ids"]
+            prediction(task_id, config, row, score=float(row.max()), model_version="cellai-0001")
+            for task_id, row in zip(answer["task_ids"], drawn.astype(np.float32), strict=True)
         ]
         client = LabelStudioClient(url, api_key)
         started = time.perf_counter()

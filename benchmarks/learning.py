@@ -17,6 +17,7 @@ from backend.acquisition import cold_start_priorities, queue_priorities
 from backend.head import Head, mc_probabilities
 from backend.metrics import brier_score, expected_calibration_error, macro_f1
 from backend.training import TrainingSettings, fit
+from backend.uncertainty import margin_uncertainty
 from benchmarks.labelled_features import LabelledFeatures
 
 FloatArray = NDArray[np.float32]
@@ -45,8 +46,14 @@ class Point:
     ece_after: float
     brier_before: float
     brier_after: float
-    risk_half: float  # share of the errors that lie in the most certain half
+    n_errors: int  # of the test cells
+    n_certain_errors: int  # of them, in the most certain half
     risk_at_coverage: tuple[float, ...]  # error rate of the most certain COVERAGES
+
+    @property
+    def risk_half(self) -> float:
+        """Share of the errors that lie in the most certain half."""
+        return self.n_certain_errors / max(self.n_errors, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +67,7 @@ class Run:
     full_macro_f1: float
     labels_to_95: int | None  # None: not reached with the whole pool
     first_classes: tuple[int, ...]  # labels per class among the first 60
+    rarest: tuple[int, int]  # the two rarest classes of the pool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -148,6 +156,7 @@ def simulate(cells: Split, *, strategy: str, seed: int) -> Run:
         first_classes=tuple(
             int(count) for count in np.bincount(pool.labels[labelled[:60]], minlength=_k(pool))
         ),
+        rarest=_rarest(pool),
     )
 
 
@@ -173,7 +182,8 @@ def measure(head: Head, test: LabelledFeatures, *, n_labels: int, seed: int) -> 
         ece_after=expected_calibration_error(after, test.labels),
         brier_before=brier_score(before, test.labels),
         brier_after=brier_score(after, test.labels),
-        risk_half=_risk_half(after, predicted != test.labels),
+        n_errors=int(np.count_nonzero(predicted != test.labels)),
+        n_certain_errors=_errors_of_certain_half(after, predicted != test.labels),
         risk_at_coverage=_risk_at_coverage(after, predicted != test.labels),
     )
 
@@ -245,9 +255,9 @@ def _reached(points: list[Point], target: float) -> int | None:
     return None
 
 
-def _risk_half(probabilities: FloatArray, is_wrong: NDArray[np.bool_]) -> float:
-    most_certain = np.argsort(-probabilities.max(axis=1))[: len(is_wrong) // 2]
-    return float(is_wrong[most_certain].sum() / max(is_wrong.sum(), 1))
+def _errors_of_certain_half(probabilities: FloatArray, is_wrong: NDArray[np.bool_]) -> int:
+    most_certain = np.argsort(margin_uncertainty(probabilities), kind="stable")
+    return int(is_wrong[most_certain[: len(is_wrong) // 2]].sum())
 
 
 def _risk_at_coverage(probabilities: FloatArray, is_wrong: NDArray[np.bool_]) -> tuple[float, ...]:
@@ -256,7 +266,7 @@ def _risk_at_coverage(probabilities: FloatArray, is_wrong: NDArray[np.bool_]) ->
     Source:
         El-Yaniv & Wiener 2010, "On the Foundations of Noise-free Selective Classification".
     """
-    most_certain_first = is_wrong[np.argsort(-probabilities.max(axis=1))]
+    most_certain_first = is_wrong[np.argsort(margin_uncertainty(probabilities), kind="stable")]
     counts = [max(1, round(coverage * len(is_wrong))) for coverage in COVERAGES]
     return tuple(float(most_certain_first[:count].mean()) for count in counts)
 
@@ -270,6 +280,11 @@ def _chosen(
     of_class = [rows[labels[rows] == class_idx] for class_idx in np.unique(labels[rows])]
     smallest = min(len(members) for members in of_class)
     return rng.permutation(np.concatenate([members[:smallest] for members in of_class]))
+
+
+def _rarest(pool: LabelledFeatures) -> tuple[int, int]:
+    first, second = np.argsort(np.bincount(pool.labels, minlength=_k(pool)), kind="stable")[:2]
+    return int(first), int(second)
 
 
 def _missing(labelled: IntArray, n_crops: int) -> IntArray:

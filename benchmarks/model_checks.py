@@ -1,6 +1,7 @@
 """Does the number of passes suffice, and do the maps depend on the head and lie on the cell?"""
 
 from collections.abc import Iterator
+from itertools import combinations
 
 import numpy as np
 import torch
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from torch.nn import functional
 
+from backend.acquisition import queue_priorities
 from backend.feature_cache import FeatureCache
 from backend.features import Readout
 from backend.gradcam import gradcam
@@ -18,13 +20,20 @@ from backend.uncertainty import margin_uncertainty
 from benchmarks.labelled_features import LabelledFeatures
 
 N_LABELS = 200
+LEAST_LABELS = 2 * N_LABELS  # as many are left to look at
 N_MAPS = 300
 REFERENCE_PASSES = 400
 PASSES = (5, 10, 20, 50, 100)
+ORDER_SEEDS = 5
 
 
 def measure_model(data: LabelledFeatures, cache: FeatureCache) -> Iterator[tuple[str, float]]:
-    """Stability of the order against T and seed, and the sanity of the maps."""
+    """Stability of the order against T and seed, and the sanity of the maps.
+
+    Args:
+        data: at least LEAST_LABELS labelled crops.
+        cache: holds their activations.
+    """
     rows = np.random.default_rng(0).permutation(len(data.labels))
     known = data.rows(rows[:N_LABELS])
     others = data.rows(rows[N_LABELS:])
@@ -37,6 +46,7 @@ def measure_model(data: LabelledFeatures, cache: FeatureCache) -> Iterator[tuple
         turned_features=known.turned_features,
     ).head
     yield from _stability(head, others.features)
+    yield "spearman_order_of_seeds", _order_stability(head, others.features, known.labels)
     yield from _map_numbers(head, others.rows(np.arange(min(N_MAPS, len(others.labels)))), cache)
 
 
@@ -46,6 +56,23 @@ def _stability(head: Head, features: NDArray[np.float32]) -> Iterator[tuple[str,
     for passes in PASSES:
         drawn = _uncertainty(head, features, passes=passes, seed=0)
         yield f"spearman_T{passes}", float(spearmanr(drawn, reference).statistic)
+
+
+def _order_stability(head: Head, features: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+    """Median rank correlation of the product's order between pairs of seeds, at its own T."""
+    passes = TrainingSettings().mc_passes
+    orders = [
+        queue_priorities(
+            features,
+            mc_probabilities(head, features, passes=passes, seed=seed),
+            labels,
+            strategy="cellai",
+            seed=seed,
+        )
+        for seed in range(ORDER_SEEDS)
+    ]
+    pairs = combinations(orders, 2)
+    return float(np.median([spearmanr(one, other).statistic for one, other in pairs]))
 
 
 def _uncertainty(

@@ -1,0 +1,202 @@
+"""What a new version costs, Label Studio apart: training, the queue's order, cards, and the cache.
+
+The features are synthetic: there are no 100,000 real cells here. Everything else is the product's.
+"""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.cards import render_card
+from backend.feature_cache import FeatureCache
+from backend.features import Extracted, Trunk
+from backend.images import PictureReader
+from backend.label_studio import LabelStudioClient, Task
+from backend.pool import FeatureReader
+from backend.registry import Version
+from backend.rescoring import prediction_rows, rescore
+from backend.settings import ProjectParameters
+from backend.training import TrainingSettings, fit
+from backend.training_set import Snapshot
+from benchmarks.timing import PeakMemory, seconds
+from converters.label_config import TEMPLATE_PATH, read_label_config
+
+FloatArray = NDArray[np.float32]
+IntArray = NDArray[np.int64]
+
+N_LABELS = 200
+LABEL_CONFIG = read_label_config(TEMPLATE_PATH.read_text())
+N_CLASSES = len(LABEL_CONFIG.classes)
+NO_LIMIT = 10**12
+FILL = 1000  # crops that are put into a cache at once
+
+
+def measure_versions(trunk: Trunk) -> Iterator[tuple[str, float]]:
+    """All numbers by name, one after the other as they are measured."""
+    yield from retraining_numbers(trunk.feature_dim)
+    yield from rescoring_numbers(trunk)
+    yield from card_numbers()
+    yield from cache_numbers(trunk)
+
+
+def retraining_numbers(feature_dim: int) -> Iterator[tuple[str, float]]:
+    """Seconds and memory of one training on all labels of a pool, in both views."""
+    elapsed_s = {}
+    for n_labels in (200, 2_000, 20_000):
+        features, labels = synthetic_features(n_labels, feature_dim)
+        turned, _ = synthetic_features(n_labels, feature_dim, seed=1)
+        groups = [str(row // 10) for row in range(n_labels)]
+        with PeakMemory() as memory:
+            started = time.perf_counter()
+            fit(
+                features,
+                labels,
+                groups,
+                n_classes=N_CLASSES,
+                settings=TrainingSettings(),
+                pool_features=features,
+                turned_features=turned,
+            )
+            elapsed_s[n_labels] = time.perf_counter() - started
+        yield f"retrain_s_{n_labels}", elapsed_s[n_labels]
+        yield f"retrain_mb_{n_labels}", memory.added_mb
+    yield "retrain_cost_per_label_20000_over_2000", elapsed_s[20_000] / elapsed_s[2_000] / 10
+
+
+def rescoring_numbers(trunk: Trunk) -> Iterator[tuple[str, float]]:
+    """From the tasks of a pool, all in the cache, to the rows that Label Studio imports."""
+    for n_crops, name, repetitions in ((10_000, "10k", 3), (100_000, "100k", 1)):
+        with tempfile.TemporaryDirectory() as folder:
+            reader, snapshot = _cached_project(Path(folder), trunk, n_crops)
+            elapsed_s = _rescoring_seconds(reader, snapshot, repetitions=repetitions)
+        yield f"rescore_s_{name}", elapsed_s
+        yield f"rescore_crops_s_{name}", n_crops / elapsed_s
+
+
+def _rescoring_seconds(reader: FeatureReader, snapshot: Snapshot, *, repetitions: int) -> float:
+    known = reader.pool(snapshot.tasks[:N_LABELS], mode="auto")
+    labels = np.array([snapshot.labels[task.id] for task in known.tasks])
+    settings = TrainingSettings()
+    groups = ["0"] * N_LABELS
+    head = fit(known.features, labels, groups, n_classes=N_CLASSES, settings=settings).head
+    parameters = ProjectParameters()
+    version = Version(
+        version="cellai-0001",
+        project_id=snapshot.project_id,
+        classes=LABEL_CONFIG.classes,
+        n_labels=N_LABELS,
+        labels_digest="",
+        trunk_id=reader.trunk.trunk_id,
+        parameters=parameters.model_dump(),
+        created_at="",
+    )
+
+    def rescore_pool() -> None:
+        pool = reader.pool(snapshot.tasks, mode="auto")
+        rescored = rescore(snapshot, pool, version, head, parameters=parameters, seed=0)
+        prediction_rows(snapshot, pool, rescored, present=())
+
+    return seconds(rescore_pool, repetitions=repetitions)
+
+
+def card_numbers() -> Iterator[tuple[str, float]]:
+    """Time and size of one card, its Grad-CAM apart."""
+    rng = np.random.default_rng(0)
+    cell = rng.integers(0, 256, (96, 96, 3), np.uint8)
+    heat = rng.random((6, 6), np.float32)
+    probabilities = np.full(N_CLASSES, 1 / N_CLASSES, np.float32)
+
+    def card() -> str:
+        return render_card(
+            cell=cell,
+            heat=heat,
+            classes=LABEL_CONFIG.classes,
+            probabilities=probabilities,
+            uncertainty=1.0,
+            model_version="cellai-0001",
+            n_labels=N_LABELS,
+        )
+
+    yield "card_ms", 1e3 * seconds(card, repetitions=50)
+    yield "card_bytes", len(card().encode())
+
+
+def cache_numbers(trunk: Trunk) -> Iterator[tuple[str, float]]:
+    """Disk and memory per crop, and what opening and reading a cache of 100,000 crops takes."""
+    with tempfile.TemporaryDirectory() as folder:
+        cache = FeatureCache(Path(folder), trunk, max_bytes=NO_LIMIT)
+        _fill(cache, trunk, n_crops=64, map_shape=trunk.activation_shape)
+        used = sum(path.stat().st_size for path in Path(folder).rglob("*.sqlite*"))
+        yield "cache_kb_per_crop", used / 1e3 / 64
+    with tempfile.TemporaryDirectory() as folder:
+        cache = FeatureCache(Path(folder), trunk, max_bytes=NO_LIMIT)
+        keys = _fill(cache, trunk, n_crops=100_000)
+
+        def open_it() -> FeatureCache:
+            return FeatureCache(Path(folder), trunk, max_bytes=NO_LIMIT)
+
+        with PeakMemory() as memory:
+            yield "cache_open_ms_100k", 1e3 * seconds(open_it)
+        yield "cache_open_mb_100k", memory.added_mb
+        with PeakMemory() as memory:
+            cache.get_features(keys[:10_000])
+        yield "cache_memory_kb_per_crop", 1e3 * memory.added_mb / 10_000
+        yield "cache_read_s_10k", seconds(lambda: cache.get_features(keys[:10_000]), repetitions=3)
+
+
+def synthetic_features(
+    n_crops: int, feature_dim: int, *, seed: int = 0
+) -> tuple[FloatArray, IntArray]:
+    """Overlapping classes in the product's feature dimension: (N, D) and (N,).
+
+    Args:
+        n_crops: N.
+        feature_dim: D.
+        seed: of the noise; the labels of one N are always the same.
+    """
+    labels = np.random.default_rng(n_crops).integers(0, N_CLASSES, n_crops)
+    centres = np.random.default_rng(0).standard_normal((N_CLASSES, feature_dim), np.float32)
+    noise = np.random.default_rng([n_crops, seed]).standard_normal(
+        (n_crops, feature_dim), np.float32
+    )
+    return 0.1 * centres[labels] + noise, labels.astype(np.int64)
+
+
+def _cached_project(folder: Path, trunk: Trunk, n_crops: int) -> tuple[FeatureReader, Snapshot]:
+    """A project whose pictures, empty files, have been seen; the first tasks have labels."""
+    pictures = PictureReader(folder, LabelStudioClient("http://127.0.0.1", "unused"))
+    cache = FeatureCache(folder / "cache", trunk, max_bytes=NO_LIMIT)
+    (folder / "pool").mkdir()
+    tasks = []
+    for number in range(n_crops):
+        (folder / "pool" / f"{number}.png").touch()
+        tasks.append(Task(number, {"image": f"/data/local-files/?d=pool/{number}.png"}))
+    keys = _fill(cache, trunk, n_crops=n_crops)
+    cache.remember([pictures.identity(task.data) for task in tasks], keys, mode="rgb")
+    _, classes = synthetic_features(FILL, trunk.feature_dim)
+    snapshot = Snapshot(
+        project_id=1,
+        label_config=LABEL_CONFIG,
+        tasks=tasks,
+        labels={task.id: int(classes[task.id]) for task in tasks[:N_LABELS]},
+        model_version="",
+    )
+    return FeatureReader(trunk, cache, pictures), snapshot
+
+
+def _fill(
+    cache: FeatureCache, trunk: Trunk, *, n_crops: int, map_shape: tuple[int, ...] = (1, 1, 1)
+) -> list[str]:
+    """Store so many crops, with small maps unless told: real ones would take 3.7 GB for 100,000."""
+    rng = np.random.default_rng(0)
+    keys = [rng.bytes(32).hex() for _ in range(n_crops)]
+    for start in range(0, n_crops, FILL):
+        some = keys[start : start + FILL]
+        features, _ = synthetic_features(FILL, trunk.feature_dim, seed=start)
+        maps = np.zeros((len(some), *map_shape), np.float16)
+        cache.put_many(some, Extracted(features[: len(some)], maps))
+    return keys
