@@ -45,7 +45,6 @@ _CHANNELS: dict[str, tuple[int, int, int]] = {
     "rgb": (0, 1, 2),
 }
 _AMPLITUDE_PLACES = {"amplitude": slice(0, 2), "both": slice(1, 2)}
-MODES = tuple(_CHANNELS)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,6 +59,11 @@ class Extracted:
 
     features: FloatArray
     activations: HalfArray
+
+    def of_crop(self, index: int) -> "Extracted":
+        """The part of one crop, N = 1."""
+        own = slice(index, index + 1)
+        return Extracted(self.features[own], self.activations[own])
 
 
 @dataclass(frozen=True, slots=True)

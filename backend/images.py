@@ -30,7 +30,7 @@ from converters.pictures import PICTURE_ERRORS, read_picture
 MODEL_KEYS = ("model_input", "image", "phase", "amplitude")
 # What a person looks at.
 DISPLAY_KEYS = ("image", "phase", "amplitude", "model_input")
-MAX_PIXELS = 4096 * 4096
+MAX_SIDE_PX = 4096  # the trunk sees a square of the longer side
 LOCAL_FILES = "/data/local-files/"
 
 UInt8Array = NDArray[np.uint8]
@@ -160,14 +160,16 @@ def decode(payload: bytes) -> UInt8Array:
     scale of the camera that fits.
 
     Raises:
-        ValueError: not a picture, truncated, or more than `MAX_PIXELS` pixels.
+        ValueError: not a picture, truncated, or a side of more than `MAX_SIDE_PX`.
     """
     try:
-        pixels, _ = read_picture(io.BytesIO(payload), max_px=MAX_PIXELS)
+        pixels, _ = read_picture(io.BytesIO(payload), max_px=MAX_SIDE_PX**2)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError("the picture is too large for a cell") from error
     except PICTURE_ERRORS as error:
         raise ValueError("not a picture") from error
+    if max(pixels.shape[:2]) > MAX_SIDE_PX:
+        raise ValueError("the picture is too large for a cell")
     if pixels.dtype == np.uint8:
         return as_rgb(pixels, full_scale=255)
     brightest = float(np.nan_to_num(pixels).max())
@@ -187,5 +189,6 @@ def _decode_data_url(url: str) -> bytes:
 def _unavailable(url: str) -> PredictionError:
     return PredictionError(
         f"The picture {url[:200]!r} cannot be read.",
-        hint="It was moved or deleted, or it is not an image; import the source again.",
+        hint="It was moved or deleted, is not an image, or has a side of more than"
+        f" {MAX_SIDE_PX} px; import the source again.",
     )

@@ -24,9 +24,12 @@ HalfArray = NDArray[np.float16]
 UInt8Array = NDArray[np.uint8]
 BoolArray = NDArray[np.bool_]
 Progress = Callable[[int, int], None]
+_Read = tuple[int, UInt8Array]  # row and square picture
 
-# Crops in memory at once while features are computed; results are stored after each.
+# Crops in memory at once while features are computed, and their bytes; stored after each.
 CHUNK = 64
+CHUNK_BYTES = 64_000_000
+PICTURE_RECIPE = "1"  # raise when the way from a file to a square of pixels changes
 
 _log = logging.getLogger(__name__)
 
@@ -70,6 +73,7 @@ class FeatureReader:
             turned: of the pictures turned by half a circle.
             on_progress: called with (done, N) while features are computed.
         """
+        refused: dict[int, PredictionError] = {}
         keys = self._keys(tasks, mode, turned=turned)
         features, found = self._cache.get_features([key or _NO_KEY for key in keys])
         missing = np.flatnonzero(~found)
@@ -77,9 +81,10 @@ class FeatureReader:
             if on_progress is not None:
                 on_progress(len(tasks) - len(missing) + start, len(tasks))
             chunk = missing[start : start + CHUNK]
-            for row, extracted in self._extract(tasks, chunk, mode, turned=turned):
+            for row, extracted in self._extract(tasks, chunk, mode, turned=turned, refused=refused):
                 features[row] = extracted.features[0]
                 found[row] = True
+        _tell(refused, n_tasks=len(tasks))
         return Pool(tasks, features, found)
 
     def can_read(self, task: Task) -> bool:
@@ -91,10 +96,13 @@ class FeatureReader:
         return True
 
     def activations(self, tasks: Sequence[Task], *, mode: str) -> tuple[HalfArray, BoolArray]:
-        """Deepest activations of a few tasks, float16 (N, C, h, w), and which are readable."""
+        """Deepest activations of a few tasks, float16 (N, C, h, w), and which are readable.
+
+        Those that are not were told by the `pool` before.
+        """
         keys = self._keys(tasks, mode)
         activations, found = self._cache.get_activations([key or _NO_KEY for key in keys])
-        for row, extracted in self._extract(tasks, np.flatnonzero(~found), mode):
+        for row, extracted in self._extract(tasks, np.flatnonzero(~found), mode, refused={}):
             activations[row] = extracted.activations[0]
             found[row] = True
         return activations, found
@@ -116,10 +124,10 @@ class FeatureReader:
         return keys
 
     def _identity(self, task: Task, *, turned: bool) -> str | None:
+        """None where reading will fail, too, and say why."""
         try:
-            identity = self._pictures.identity(task.data)
-        except PredictionError as error:
-            _log.warning("task %d: %s", task.id, error, extra={"task_id": task.id})
+            identity = f"{PICTURE_RECIPE} {self._pictures.identity(task.data)}"
+        except PredictionError:
             return None
         return f"{identity} turned" if turned else identity
 
@@ -130,38 +138,46 @@ class FeatureReader:
         mode: str,
         *,
         turned: bool = False,
+        refused: dict[int, PredictionError],
     ) -> Iterator[tuple[int, Extracted]]:
-        """Run the trunk on the pictures of some tasks and store the result."""
-        read = [(row, picture) for row in rows if (picture := self._read(tasks[row])) is not None]
-        if turned:
-            read = [(row, np.ascontiguousarray(picture[::-1, ::-1])) for row, picture in read]
-        kinds = _rows_by(
-            (input_mode(tasks[row].data, mode), picture.shape) for row, picture in read
-        )
-        for (used, _), members in kinds.items():
-            group = [read[member] for member in members]
-            pixels = np.stack([picture for _, picture in group])
-            extracted = self.trunk.extract(pixels, mode=used)
-            keys = [content_key(picture, mode=used) for _, picture in group]
-            self._cache.put_many(keys, extracted)
-            seen = {
-                identity: key
-                for (row, _), key in zip(group, keys, strict=True)
-                if (identity := self._identity(tasks[row], turned=turned)) is not None
-            }
-            self._cache.remember(list(seen), list(seen.values()), mode=used)
-            for at, (row, _) in enumerate(group):
-                yield (
-                    int(row),
-                    Extracted(extracted.features[at : at + 1], extracted.activations[at : at + 1]),
-                )
+        """Run the trunk on the pictures of some tasks and store the result.
 
-    def _read(self, task: Task) -> UInt8Array | None:
-        try:
-            return _square(self._pictures.read(task))
-        except PredictionError as error:
-            _log.warning("task %d: %s", task.id, error, extra={"task_id": task.id})
-            return None
+        `refused` is told why a picture cannot be read, by the number of its task.
+        """
+        for read in _parts(self._read(tasks, rows, turned=turned, refused=refused)):
+            kinds = _rows_by(
+                (input_mode(tasks[row].data, mode), picture.shape) for row, picture in read
+            )
+            for (used, _), members in kinds.items():
+                group = [read[member] for member in members]
+                pixels = np.stack([picture for _, picture in group])
+                extracted = self.trunk.extract(pixels, mode=used)
+                keys = [content_key(picture, mode=used) for _, picture in group]
+                self._cache.put_many(keys, extracted)
+                seen = {
+                    identity: key
+                    for (row, _), key in zip(group, keys, strict=True)
+                    if (identity := self._identity(tasks[row], turned=turned)) is not None
+                }
+                self._cache.remember(list(seen), list(seen.values()), mode=used)
+                for at, (row, _) in enumerate(group):
+                    yield row, extracted.of_crop(at)
+
+    def _read(
+        self,
+        tasks: Sequence[Task],
+        rows: Sequence[int] | NDArray[np.intp],
+        *,
+        turned: bool,
+        refused: dict[int, PredictionError],
+    ) -> Iterator[_Read]:
+        for row in rows:
+            try:
+                picture = _square(self._pictures.read(tasks[row]))
+            except PredictionError as error:
+                refused[tasks[row].id] = error
+                continue
+            yield int(row), np.ascontiguousarray(picture[::-1, ::-1]) if turned else picture
 
 
 def load_feature_reader(settings: Settings, client: LabelStudioClient) -> FeatureReader:
@@ -205,6 +221,33 @@ def input_mode(task_data: Mapping[str, Any], mode: str) -> str:
 
 # Key of pictures never seen: the SHA-256 of nothing cannot be a picture's.
 _NO_KEY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+def _tell(refused: Mapping[int, PredictionError], *, n_tasks: int) -> None:
+    """One line however many pictures are gone."""
+    if refused:
+        task_id, error = next(iter(refused.items()))
+        _log.warning(
+            "%d of %d pictures cannot be read, the first of task %d: %s",
+            len(refused),
+            n_tasks,
+            task_id,
+            error,
+            extra={"task_id": task_id},
+        )
+
+
+def _parts(pictures: Iterator[_Read]) -> Iterator[list[_Read]]:
+    """The pictures in parts of about CHUNK_BYTES."""
+    part: list[_Read] = []
+    n_bytes = 0
+    for row, picture in pictures:
+        part.append((row, picture))
+        n_bytes += picture.nbytes
+        if n_bytes >= CHUNK_BYTES:
+            yield part
+            part, n_bytes = [], 0
+    yield part
 
 
 def _rows_by(kinds: Iterator[Any]) -> dict[Any, list[int]]:

@@ -172,3 +172,13 @@ def test_bomb_is_refused() -> None:
     Image.new("1", (5000, 5000)).save(buffer, "PNG")
     with pytest.raises(ValueError, match="too large"):
         decode(buffer.getvalue())
+
+
+@pytest.mark.parametrize(("size", "kind"), [((8_000_000, 2), "PNG"), ((200, 60_000), "JPEG")])
+def test_elongated_picture_is_refused(
+    size: tuple[int, int], kind: str, reader: PictureReader, tmp_path: Path
+) -> None:
+    """A square around it would take terabytes."""
+    Image.new("L", size).save(tmp_path / "files" / "long.png", kind)
+    with pytest.raises(PredictionError, match=r"cannot be read\. .* 4096 px"):
+        reader.read(Task(7, {"image": "/data/local-files/?d=long.png"}))
