@@ -11,6 +11,7 @@ IntArray = NDArray[np.int64]
 Metric = float | int | list[float | None] | list[list[int]] | list[list[float]] | None
 
 BOOTSTRAPS = 200
+FEWEST_GROUPS = 10  # fewer groups than this say little of how groups differ, one nothing at all
 CALIBRATION_BINS = 10
 
 
@@ -22,7 +23,8 @@ def holdout_metrics(
     Args:
         probabilities: (N, K).
         labels: (N,).
-        groups: of each crop; the bootstrap draws whole groups.
+        groups: of each crop; the bootstrap draws whole groups where they are at least
+            FEWEST_GROUPS, else single crops, whose error is rather too small.
         seed: of the bootstrap.
     """
     n_classes = probabilities.shape[1]
@@ -103,8 +105,14 @@ def brier_score(probabilities: FloatArray, labels: IntArray) -> float:
 
 
 def _bootstrap_error(pairs: IntArray, groups: Sequence[str], *, n_classes: int, seed: int) -> float:
-    """Standard error of macro-F1 when whole groups are drawn with replacement."""
+    """Standard error of macro-F1 when whole groups are drawn with replacement.
+
+    Below FEWEST_GROUPS single crops are drawn: the error of one group would be zero, and any
+    drop at all beyond doubt.
+    """
     names, group_idx = np.unique(np.asarray(groups), return_inverse=True)
+    if len(names) < FEWEST_GROUPS:
+        names = group_idx = np.arange(len(pairs))
     per_group = np.zeros((len(names), n_classes**2))
     np.add.at(per_group, (group_idx, pairs), 1)
     draws = np.random.default_rng(seed).multinomial(

@@ -195,7 +195,8 @@ def _calibration(hold_out: HoldOut | None) -> Figure:
         key,
         title,
         f"Expected calibration error {hold_out.ece:.3f}, Brier score {hold_out.brier:.3f}. Below"
-        " the diagonal the model is surer than it should be.",
+        " the diagonal the model is surer than it should be. Its temperature was chosen on the same"
+        " cells, which flatters this.",
         charts.reliability_diagram(hold_out.reliability),
         _csv(("cells", "confidence", "accuracy"), hold_out.reliability),
     )
