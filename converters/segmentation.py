@@ -67,8 +67,8 @@ class Segmented:
 def segment(image: SourceImage, *, sensitivity: Sensitivity, min_area_px: int) -> Segmented:
     """The cells of an image: from its mask if it has one, else by a threshold.
 
-    A mask of integers wider than 8 bits, or with several values, numbers the cells and is taken as
-    it is; touching cells in any other mask are separated.
+    A mask of integers with several values numbers the cells and is taken as it is, as is one of
+    more than 8 bits with one value in one piece; touching cells in any other are separated.
 
     Args:
         image: the image; NaN is background.
@@ -113,7 +113,10 @@ def _count_objects(labels: LabelImage, min_area_px: int) -> int:
 def _numbers_cells(mask: NDArray[Any]) -> bool:
     if mask.dtype.kind not in "ui":
         return False
-    return mask.dtype.itemsize > 1 or len(np.unique(mask[mask > 0])) > 1
+    if len(np.unique(mask[mask > 0])) > 1:
+        return True
+    # Numbers of cells are often stored wide, but so are some binary masks.
+    return mask.dtype.itemsize > 1 and int(label(mask > 0, connectivity=2).max()) == 1
 
 
 def _foreground(image: SourceImage, sensitivity: Sensitivity) -> BoolArray:

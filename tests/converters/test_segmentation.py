@@ -74,6 +74,14 @@ def test_a_mask_that_numbers_its_cells_is_taken_as_it_is() -> None:
     assert len(find(phase=field(), mask=two).cells) == 2
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.int64])
+@pytest.mark.parametrize("value", [1, 255])
+def test_a_wide_mask_of_one_value_is_no_single_cell(dtype: type, value: int) -> None:
+    apart = disc((40, 50), 11) | disc((100, 150), 12)
+    mask = value * apart.astype(dtype)
+    assert centres(find(phase=field(), mask=mask)) == [(40, 50), (100, 150)]
+
+
 @pytest.mark.parametrize(("width", "height"), [(8, 16), (16, 9)])
 def test_an_oval_cell_stays_whole(width: int, height: int) -> None:
     rows, columns = np.ogrid[: SIZE[0], : SIZE[1]]
