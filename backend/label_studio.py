@@ -12,6 +12,7 @@ from converters.label_studio import TIMEOUT_S, Connection
 # 10,000 predictions take 6 s in one request, five times that in ten).
 IMPORT_BATCH = 20_000
 TASK_PAGE = 10_000
+ANNOTATED_PAGE = 1_000  # with their annotations, some of which are long
 
 
 class Task(NamedTuple):
@@ -50,12 +51,7 @@ class LabelStudioClient:
 
     def tasks(self, project_id: int, *, after_id: int = 0) -> Iterator[Task]:
         """The project's tasks with an id above `after_id`, ascending."""
-        newer = {
-            "filter": "filter:tasks:id",
-            "operator": "greater",
-            "type": "Number",
-            "value": after_id,
-        }
+        newer = _greater("id", after_id)
         query = {"filters": {"conjunction": "and", "items": [newer]}, "ordering": ["tasks:id"]}
         page = 1
         while True:
@@ -75,8 +71,43 @@ class LabelStudioClient:
                 return
             page += 1
 
-    def annotated_tasks(self, project_id: int) -> list[dict[str, Any]]:
-        """Tasks that have annotations, each with `id` and `annotations`."""
+    def annotated_tasks(self, project_id: int) -> Iterator[dict[str, Any]]:
+        """Tasks that have annotations, each with `id` and `annotations`, ascending by id.
+
+        Not the export: of each, Label Studio keeps a file for good. Asked for by annotation, not
+        by the count of them that Label Studio keeps with the task; and by id, not by page, so that
+        labels that come and go meanwhile move no task from one page to another.
+        """
+        last = 0
+        while True:
+            query = {
+                "filters": {
+                    "conjunction": "and",
+                    "items": [_greater("id", last), _greater("annotations_ids", 0)],
+                },
+                "ordering": ["tasks:id"],
+            }
+            answer = self._connection.get(
+                "api/tasks/",
+                project=project_id,
+                page_size=ANNOTATED_PAGE,
+                fields="all",
+                include="id,annotations",
+                expand="annotations",
+                query=json.dumps(query),
+            )
+            for row in answer["tasks"]:
+                if row["id"] > last:  # once for each annotation
+                    yield row
+                    last = row["id"]
+            if len(answer["tasks"]) < ANNOTATED_PAGE:
+                return
+
+    def exported_tasks(self, project_id: int) -> list[dict[str, Any]]:
+        """Tasks that have annotations, whole, each annotation with the prediction it was made from.
+
+        Label Studio keeps a file of each export.
+        """
         return list(self._connection.get(f"api/projects/{project_id}/export", exportType="JSON"))
 
     def model_versions(self, project_id: int) -> dict[str, int]:
@@ -132,3 +163,13 @@ class LabelStudioClient:
             accept=(303,),
         )
         return response.content if response.is_success else str(response.headers["location"])
+
+
+def _greater(field: str, value: int) -> dict[str, Any]:
+    """One condition of a Data Manager filter."""
+    return {
+        "filter": f"filter:tasks:{field}",
+        "operator": "greater",
+        "type": "Number",
+        "value": value,
+    }

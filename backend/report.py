@@ -176,7 +176,7 @@ class ReportReader:
             )
         described = self._client.project(project_id)
         config = read_label_config(described["label_config"])
-        tasks = self._client.annotated_tasks(project_id)
+        tasks = self._client.exported_tasks(project_id)
         labels = _labels(tasks, config)
         counts = Counter(labels.values())
         label_counts = tuple(counts[name] for name in config.classes)

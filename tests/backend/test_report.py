@@ -95,7 +95,7 @@ class FakeLabelStudio(LabelStudioClient):
     def project(self, project_id: int) -> dict[str, Any]:
         return {"title": "Blood", "label_config": XML, "task_number": 9}
 
-    def annotated_tasks(self, project_id: int) -> list[dict[str, Any]]:
+    def exported_tasks(self, project_id: int) -> list[dict[str, Any]]:
         return self.rows
 
 
