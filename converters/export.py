@@ -29,6 +29,7 @@ from converters.exported_cells import CSV_NAME, TEXT, ExportTask, cells_table, s
 from converters.hdf5_copy import check_unchanged, copy_hdf5
 from converters.label_writing import WrittenLabels, check_labels, keep_old, write_labels
 from converters.layouts import Layout, recognise
+from converters.object_values import check_object_values
 from converters.source import Hdf5Source, fingerprint
 from converters.structure import check_structure
 
@@ -140,26 +141,18 @@ def _hdf5_files(
 
 
 def _locate(name: str, sources: Mapping[str, ExportSource]) -> ExportSource | None:
-    """The file that tasks call `name`: a source, or a file in a folder that is one."""
+    """The file that tasks call `name`: a source, or `folder/file` in a folder that is one."""
     if name in sources and not sources[name].path.is_dir():
         _check_fingerprint(name, sources[name])
         return sources[name]
-    # A task's data can be edited, so its name must not lead out of the folder.
-    folders = {
-        folder_name: folder
-        for folder_name, folder in sources.items()
-        if (folder.path / name).is_file()
-        and (folder.path / name).resolve().is_relative_to(folder.path.resolve())
-    }
-    if len(folders) > 1:
-        raise ExportError(
-            f"{name} is in several imported folders: {', '.join(folders)}.",
-            hint="Import the folders into projects of their own.",
-        )
-    for folder_name, folder in folders.items():
-        _check_fingerprint(folder_name, folder)
-        path = folder.path / name
-        return replace(folder, path=path, sha256=fingerprint(path))
+    for folder_name, folder in sources.items():
+        if not PurePosixPath(name).is_relative_to(folder_name):
+            continue
+        path = folder.path / PurePosixPath(name).relative_to(folder_name)
+        # A task's data can be edited, so its name must not lead out of the folder.
+        if path.is_file() and path.resolve().is_relative_to(folder.path.resolve()):
+            _check_fingerprint(folder_name, folder)
+            return replace(folder, path=path, sha256=fingerprint(path))
     return None
 
 
@@ -206,6 +199,7 @@ def _export_file(
     with Hdf5Source(file.path, name=name, outside_links=file.read.outside_links) as source:
         layout = recognise(source, file.read.layout)
         _check_places(source, layout, tasks)
+        check_object_values(source, outside_links=file.read.outside_links)
         cells = cells_table([task for task in tasks if task.chosen is not None])
         copy_hdf5(source, staged, spare_bytes=_spare_bytes(layout, len(cells), classes=classes))
         attributes = _provenance(name, file, tasks, project=project)

@@ -27,7 +27,7 @@ from converters.picture_store import PictureFolder, PictureStore
 from converters.placeholder import render_placeholder, write_card
 from converters.problems import Problems
 from converters.project import project_label_config
-from converters.reading import count_labels, iter_crops
+from converters.reading import count_labels, iter_named_crops
 from converters.rendering import encode_png
 from converters.source_record import remember_sources
 from converters.tasks import TaskPaths, annotation, pictures, task_data
@@ -110,7 +110,7 @@ def import_sources(
     Raises:
         SourceError: a source cannot be used.
         UnknownLabelError: labels that are no class.
-        OutputError: the pictures cannot be written.
+        OutputError: the pictures, or where the sources lie, cannot be written.
         BucketError: the bucket cannot be used.
         LabelStudioError: Label Studio refuses something.
     """
@@ -120,10 +120,10 @@ def import_sources(
     store = store or PictureFolder(files_dir)
     _make_storage(connection, paths, files_dir)
     store.attach(connection, project_id)
-    remember_sources(sources, options.read, files_dir=files_dir, project_id=project_id)
+    named = remember_sources(sources, options.read, files_dir=files_dir, project_id=project_id)
     present = _crop_ids(connection, project_id)
     done: set[str] = set()
-    crops = iter_crops(sources, options=options.read, problems=report.problems)
+    crops = iter_named_crops(named, options.read, report.problems)
     with ThreadPoolExecutor(store.writers) as writers:
         while read := list(islice(crops, BATCH)):
             batch = list(_without_doubles(read, done, report.problems))

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -40,7 +40,10 @@ class CropPlan:
 
 @dataclass(frozen=True, slots=True)
 class NamedSource:
-    """A source and the name that its crops carry."""
+    """A source and the name that its crops carry.
+
+    An HDF5 file in a folder is named after the folder, a picture in it is not.
+    """
 
     path: Path
     name: str
@@ -116,7 +119,9 @@ def _folder_stacks(
     if pictures:
         yield PictureStack(source.name, tuple(pictures), problems)
     for path in files:
-        inner = NamedSource(path, path.relative_to(source.path).as_posix())
+        # A picture's labels go into a table only, but these must find their way back to one file.
+        inside = PurePosixPath(source.name) / path.relative_to(source.path).as_posix()
+        inner = NamedSource(path, inside.as_posix())
         with open_stacks(inner, options=options, problems=problems) as stacks:
             yield from stacks
 
@@ -134,8 +139,14 @@ def iter_crops(
     Raises:
         SourceError: a source cannot be used; raised before the first crop of that source.
     """
+    yield from iter_named_crops(name_sources(sources), options, problems)
+
+
+def iter_named_crops(
+    named: Sequence[NamedSource], options: ReadOptions, problems: Problems | None = None
+) -> Iterator[Crop]:
+    """As `iter_crops`, of sources that have their names already."""
     problems = Problems() if problems is None else problems
-    named = name_sources(sources)
     if options.limit is None:
         for image in _iter_images(named, options, problems):
             yield from cut_crops(image, options=options, problems=problems)

@@ -1,35 +1,72 @@
 """Where the sources of a project lie and how they were read, noted for the export."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from converters.crops import ReadOptions
 from converters.durable import replacing
+from converters.errors import OutputError
 from converters.export import ExportSource
-from converters.reading import name_sources
+from converters.reading import NamedSource, name_sources
 from converters.source import fingerprint
 
 
 def remember_sources(
     sources: Sequence[Path], read: ReadOptions, *, files_dir: Path, project_id: int
-) -> None:
+) -> list[NamedSource]:
     """Note where the project's sources lie, so that labels can be written back to copies.
+
+    Returns:
+        The sources under the names that their tasks must carry. A source that the project has
+        already keeps its name, wherever it was moved to; another one of the same name gets as
+        much of its folders as tells it apart.
 
     Raises:
         UnreadableSourceError: a source cannot be read.
-        OSError: the note cannot be written.
+        OutputError: the note cannot be written.
     """
     record = _sources_file(files_dir, project_id)
-    record.parent.mkdir(parents=True, exist_ok=True)
     known = read_sources(files_dir, project_id)
-    for named in name_sources(sources):
-        path = named.path.resolve()
-        known[named.name] = ExportSource(path, fingerprint(path), read)
+    named = []
+    for given in name_sources(sources):
+        source = ExportSource(given.path.resolve(), fingerprint(given.path), read)
+        name = _own_name(given.name, source, known)
+        known[name] = source
+        named.append(NamedSource(given.path, name))
     rows = {name: asdict(source) | {"path": str(source.path)} for name, source in known.items()}
-    with replacing(record) as path:
-        path.write_text(json.dumps(rows, indent=1))
+    try:
+        record.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(record) as path:
+            path.write_text(json.dumps(rows, indent=1))
+    except OSError as error:
+        raise OutputError(
+            f"{record} cannot be written ({error.strerror}).",
+            hint="Make room or choose a folder that you may write, then run the same command again"
+            " (an import with the --project that it printed).",
+        ) from error
+    return named
+
+
+def _own_name(wanted: str, source: ExportSource, known: Mapping[str, ExportSource]) -> str:
+    """The name by which the project knows the source, else one that leads to nothing it has."""
+    path = source.path
+    for name, other in known.items():
+        if other.path == path:
+            return name
+    for name, other in known.items():
+        if other.sha256 == source.sha256 and PurePosixPath(name).name == path.name:
+            return name
+    longer = (Path(*path.parts[-n:]).as_posix() for n in range(2, len(path.parts) + 1))
+    free = (name for name in (wanted, *longer) if not any(_overlap(name, one) for one in known))
+    return next(free, path.as_posix())
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether names are equal, or one is that of a file in the folder that the other names."""
+    first, second = PurePosixPath(one), PurePosixPath(other)
+    return first.is_relative_to(second) or second.is_relative_to(first)
 
 
 def read_sources(files_dir: Path, project_id: int) -> dict[str, ExportSource]:

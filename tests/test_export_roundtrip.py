@@ -39,6 +39,45 @@ def test_copy_holds_exactly_the_submitted_labels(
     assert sample_file.read_bytes() == before
 
 
+def test_files_of_one_name_keep_their_labels_apart(
+    demo: Installation, sample_file: Path, tmp_path: Path
+) -> None:
+    """Each lies in a folder of its day and is imported by a command of its own."""
+    chosen = {"day1": "wbc", "day2": "oof"}
+    for number, day in enumerate(chosen):
+        (tmp_path / day).mkdir()
+        with (
+            h5py.File(sample_file) as sample,
+            h5py.File(tmp_path / day / "M001.seg", "w") as file,
+        ):
+            for name in ("phase/images", "amplitude/images"):
+                file[name] = sample[name][10 * number : 10 * number + 3]
+    with closing(demo.new_project(tmp_path / "day1" / "M001.seg", "two days")) as days:
+        again = ("import", "--data-dir", demo.data_dir, "--project", days.project_id)
+        for source in (tmp_path / "day2" / "M001.seg", tmp_path / "day1" / "M001.seg"):
+            answer = run_cellai(*again, source)
+            assert answer.returncode == 0, answer.stderr
+        assert "0 cells imported" in answer.stderr
+        first = {
+            task["data"]["source"]: task for task in days.tasks() if task["data"]["index"] == 0
+        }
+        assert sorted(first) == ["M001.seg", "day2/M001.seg"]
+        annotate(days.label_studio, first["M001.seg"]["id"], chosen["day1"])
+        annotate(days.label_studio, first["day2/M001.seg"]["id"], chosen["day2"])
+    answer = run_cellai(
+        *("export", "--data-dir", demo.data_dir, "--project", days.project_id),
+        *("--out", tmp_path / "out"),
+    )
+    assert answer.returncode == 0, answer.stderr
+    for name, day in (("M001.seg", "day1"), ("day2/M001.seg", "day2")):
+        with (
+            h5py.File(tmp_path / "out" / name) as copy,
+            h5py.File(tmp_path / day / "M001.seg") as source,
+        ):
+            assert copy["label/ground_truth"].asstr()[:].tolist() == [chosen[day], "", ""]
+            assert (copy["phase/images"][:] == source["phase/images"][:]).all()
+
+
 def test_labels_that_disagree_follow_one_rule(
     demo: Installation, sample_file: Path, tmp_path: Path
 ) -> None:

@@ -272,7 +272,7 @@ def test_folder_of_hdf5_files(write_hdf5: WriteHdf5, crop_stack: dict[str, Any])
     path = write_hdf5("run/day1/x.seg", crop_stack)
     write_hdf5("run/y.seg", crop_stack)
     crops = read(path.parents[1])
-    assert sorted({crop.source for crop in crops}) == ["day1/x.seg", "y.seg"]
+    assert sorted({crop.source for crop in crops}) == ["run/day1/x.seg", "run/y.seg"]
     assert len(crops) == 10
 
 

@@ -237,9 +237,26 @@ def test_pictures_are_in_the_csv_only(tmp_path: Path) -> None:
 
 def test_files_in_a_folder_are_copied_too(cells: Path, tmp_path: Path) -> None:
     report = export(tmp_path / "out", cells.parent, labels={1: "plt"})
-    assert report.copies == {"cells.seg": tmp_path / "out" / "cells.seg"}
-    copy = tmp_path / "out" / "cells.seg"
+    copy = tmp_path / "out" / "lab" / "cells.seg"
+    assert report.copies == {"lab/cells.seg": copy}
     assert column(copy, "label/ground_truth") == ["rbc", "plt", None, "rbc", None]
+
+
+def test_equal_names_in_two_folders_and_beside_them(
+    tmp_path: Path, write_hdf5: WriteHdf5, crop_stack: dict[str, Any]
+) -> None:
+    paths = []
+    for number, place in enumerate(("day1", "day2", ".")):
+        phase = crop_stack["phase/images"] + number
+        paths.append(write_hdf5(f"{place}/cells.seg", crop_stack | {"phase/images": phase}))
+    sources = (paths[0].parent, paths[1].parent, paths[2])
+    report = export(tmp_path / "out", *sources, labels={0: "plt", 6: "plt", 12: "plt"})
+    written = {name: column(copy, "label/ground_truth") for name, copy in report.copies.items()}
+    assert written == {
+        "cells.seg": ["rbc", "wbc", "plt", "rbc", None],
+        "day1/cells.seg": ["plt", "wbc", None, "rbc", None],
+        "day2/cells.seg": ["rbc", "plt", None, "rbc", None],
+    }
 
 
 def test_copy_beside_the_source_has_another_name(cells: Path) -> None:
@@ -361,11 +378,13 @@ def test_task_cannot_name_a_file_outside_its_folder(cells: Path, tmp_path: Path)
     inside = cells.parent / "inside"
     inside.mkdir()
     (task, *_) = tasks_of(cells, labels={0: "rbc"})
-    wrong = replace(task, source="../cells.seg")
-    report = export_labels(
-        [wrong], sources_of(inside), out_dir=tmp_path / "out", project="", classes=CLASSES
-    )
-    assert report.copies == {}
+    for name in ("../cells.seg", "inside/../cells.seg"):
+        wrong = replace(task, source=name)
+        report = export_labels(
+            [wrong], sources_of(inside), out_dir=tmp_path / "out", project="", classes=CLASSES
+        )
+        assert report.copies == {}
+        (tmp_path / "out" / "labels.csv").unlink()
 
 
 def test_folder_that_cannot_be_made_is_one_sentence(cells: Path, tmp_path: Path) -> None:

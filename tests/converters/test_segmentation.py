@@ -78,7 +78,7 @@ def test_a_mask_that_numbers_its_cells_is_taken_as_it_is() -> None:
 @pytest.mark.parametrize("value", [1, 255])
 def test_a_wide_mask_of_one_value_is_no_single_cell(dtype: type, value: int) -> None:
     apart = disc((40, 50), 11) | disc((100, 150), 12)
-    mask = value * apart.astype(dtype)
+    mask: NDArray[Any] = value * apart.astype(dtype)
     assert centres(find(phase=field(), mask=mask)) == [(40, 50), (100, 150)]
 
 
