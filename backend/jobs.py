@@ -50,6 +50,7 @@ CREATE INDEX IF NOT EXISTS jobs_by_project ON jobs (project_id, id);
 
 TASKS_PER_LABEL = 500
 RETRY_SECONDS = 15.0  # between a failed job and its next try
+KEPT_JOBS = 200  # of each project; one that fails for good adds thousands a day
 BUSY_SECONDS = 30.0  # that a writer waits for another
 
 _log = logging.getLogger(__name__)
@@ -256,6 +257,11 @@ class JobStore:
                 "UPDATE projects SET new_labels = 0, forced = 0 WHERE id = ?",
                 (project.id,),
             )
+            connection.execute(
+                "DELETE FROM jobs WHERE project_id = ? AND id <= (SELECT id FROM jobs"
+                " WHERE project_id = ? ORDER BY id DESC LIMIT 1 OFFSET ?)",
+                (project.id, project.id, KEPT_JOBS - 1),
+            )
             now = time.time()
             cursor = connection.execute(
                 "INSERT INTO jobs (project_id, state, started_at, progressed_at)"
@@ -284,10 +290,11 @@ class JobStore:
     def finish(self, job_id: int, project: Project, *, changed: bool) -> None:
         """Close a job: the marks it covered are handled; later ones stay.
 
-        A job that found nothing to do leaves no row, so that checks do not fill the history.
+        A job that found nothing to do leaves no row, so that checks do not fill the history;
+        except after one that failed, which would stay the last word.
         """
         with self._transaction() as connection:
-            if changed:
+            if changed or _last_failed(connection, job_id, project.id):
                 _note_stage(connection, job_id)
                 connection.execute(
                     "UPDATE jobs SET state = 'done', stage = '', finished_at = ? WHERE id = ?",
@@ -425,6 +432,15 @@ def _add_columns(connection: sqlite3.Connection) -> None:
         present = [row["name"] for row in connection.execute(f"PRAGMA table_info({table})")]
         if column not in present:
             connection.execute(f"ALTER TABLE {table} ADD COLUMN {column} {definition}")
+
+
+def _last_failed(connection: sqlite3.Connection, job_id: int, project_id: int) -> bool:
+    """Whether the project's job before this one failed."""
+    row = connection.execute(
+        "SELECT state FROM jobs WHERE project_id = ? AND id < ? ORDER BY id DESC LIMIT 1",
+        (project_id, job_id),
+    ).fetchone()
+    return row is not None and row["state"] == "failed"
 
 
 def _note_stage(connection: sqlite3.Connection, job_id: int) -> None:

@@ -32,7 +32,8 @@ for (const button of document.querySelectorAll("[data-png]")) {
     link.click();
   });
 }
-// Live: follow /status, and load again when a version or a job is new.
+// Live: follow /status, and load again when a version is new or a job has ended. The regular checks for
+// labels, which leave no job behind when they find none, are no reason to.
 const POLL_MS = 3000;
 let seen = null;
 const follow = async () => {
@@ -40,7 +41,8 @@ const follow = async () => {
   const project = (await answer.json()).find((one) => String(one.project_id) === document.body.dataset.project);
   if (!project) return;
   const job = project.jobs[0] || {};
-  const found = [project.model_version, job.id, job.state].join(" ");
+  const ended = project.jobs.find((one) => one.state !== "running") || {};
+  const found = [project.model_version, ended.id, ended.state].join(" ");
   // The version may have changed between the page's making and the first look.
   const isOld = (project.model_version || "") !== document.body.dataset.version;
   if (isOld || (seen !== null && seen !== found)) location.reload();

@@ -151,3 +151,28 @@ def test_job_without_change_leaves_no_row(store: JobStore) -> None:
     store.finish(store.begin(project), project, changed=False)
     assert store.jobs(7) == []
     assert not is_due(store, after_s=1000)
+
+
+def test_check_after_a_failure_says_that_it_is_over(store: JobStore) -> None:
+    store.set_up(7, extra_params="")
+    project = only(store)
+    store.fail(store.begin(project), project, error="why")
+    store.finish(store.begin(project), project, changed=False)
+    assert [job.state for job in store.jobs(7)] == ["done", "failed"]
+    store.finish(store.begin(project), project, changed=False)
+    assert [job.state for job in store.jobs(7)] == ["done", "failed"]
+
+
+def test_jobs_of_a_project_that_fails_for_good_do_not_pile_up(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backend.jobs.KEPT_JOBS", 3)
+    store.set_up(7, extra_params="")
+    store.set_up(8, extra_params="")
+    other = next(project for project in store.projects() if project.id == 8)
+    store.fail(store.begin(other), other, error="of another project")
+    failing = next(project for project in store.projects() if project.id == 7)
+    for number in range(10):
+        store.fail(store.begin(failing), failing, error=str(number))
+    assert [job.error for job in store.jobs(7)] == ["9", "8", "7"]
+    assert len(store.jobs(8)) == 1
