@@ -45,6 +45,7 @@ class _Backlog:
     rows: NDArray[np.intp]  # of the pool, in the order of writing
     written: int = 0
     failed: list[int] = field(default_factory=list)  # rows that could not be stored
+    troubles: dict[int, Exception] = field(default_factory=dict)  # by the number of the task
     not_before: float = -math.inf  # monotonic seconds
 
 
@@ -61,12 +62,17 @@ class CardRefresh:
     def show(self, snapshot: Snapshot, pool: Pool, rescored: Rescored) -> None:
         """Start rewriting a project's cards: open tasks in queue order, then the labelled."""
         is_labelled = np.array([task.id in snapshot.labels for task in pool.tasks], np.bool_)
+        rows = np.lexsort((rescored.scores, is_labelled))
+        if (predicted := rescored.predicted) is not None:
+            # The largest part is not shown, and a backlog may wait for long.
+            nothing = np.empty((0, *predicted.probabilities.shape), np.float32)
+            rescored = replace(rescored, predicted=replace(predicted, mc_probabilities=nothing))
         self._backlogs[snapshot.project_id] = _Backlog(
             snapshot,
             pool,
             rescored,
             mode=str(rescored.version.parameters["mode"]),
-            rows=np.lexsort((rescored.scores, is_labelled)),
+            rows=rows,
         )
 
     def version(self, project_id: int) -> str | None:
@@ -95,6 +101,8 @@ class CardRefresh:
         rows = backlog.rows[backlog.written : backlog.written + BATCH]
         backlog.failed += self._write(backlog, rows)
         backlog.written += len(rows)
+        if backlog.written == len(backlog.rows):
+            _tell(backlog)
         if backlog.written < len(backlog.rows) or backlog.failed:
             if backlog.written == len(backlog.rows):
                 self._backlogs[project_id] = replace(
@@ -102,6 +110,7 @@ class CardRefresh:
                     rows=np.array(backlog.failed, np.intp),
                     written=0,
                     failed=[],
+                    troubles={},
                     not_before=now + RETRY_SECONDS,
                 )
             self._backlogs.move_to_end(project_id)
@@ -117,7 +126,7 @@ class CardRefresh:
             try:
                 self._store(task, html)
             except (PredictionError, OSError) as error:
-                _log.warning("card of task %d: %s", task.id, error, extra={"task_id": task.id})
+                backlog.troubles[task.id] = error
                 if isinstance(error, OSError):
                     failed.append(int(row))
         return failed
@@ -152,7 +161,7 @@ class CardRefresh:
     def _card(self, backlog: _Backlog, task: Task, heat: FloatArray | None, *, row: int) -> str:
         """One card; a placeholder where the picture cannot be read (no `heat` then)."""
         version, predicted = backlog.rescored.version, backlog.rescored.predicted
-        cell = self._read(task)
+        cell = self._read(backlog, task)
         if heat is None or predicted is None or cell is None:
             reason = "The picture of this cell cannot be read; import its source again."
             return render_placeholder(reason, model_version=version.version)
@@ -166,12 +175,12 @@ class CardRefresh:
             n_labels=version.n_labels,
         )
 
-    def _read(self, task: Task) -> UInt8Array | None:
+    def _read(self, backlog: _Backlog, task: Task) -> UInt8Array | None:
         """The picture that people see; None when it is gone."""
         try:
             return self._pictures.read(task, keys=DISPLAY_KEYS)
         except PredictionError as error:
-            _log.warning("card of task %d: %s", task.id, error)
+            backlog.troubles[task.id] = error
             return None
 
     def _store(self, task: Task, html: str) -> None:
@@ -186,3 +195,18 @@ class CardRefresh:
                 hint="Import the source with `cellai import`.",
             )
         write_card(path, html)
+
+
+def _tell(backlog: _Backlog) -> None:
+    """One line however many cards lack something."""
+    if backlog.troubles:
+        task_id, error = next(iter(backlog.troubles.items()))
+        _log.warning(
+            "project %d: %d of %d cards are incomplete, the first of task %d: %s",
+            backlog.snapshot.project_id,
+            len(backlog.troubles),
+            len(backlog.rows),
+            task_id,
+            error,
+            extra={"task_id": task_id},
+        )
