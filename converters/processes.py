@@ -21,6 +21,7 @@ STOP_SECONDS = 15.0
 # A child that ends so often in so short a time will not get better by starting it again.
 MAX_RESTARTS = 5
 RESTART_WINDOW_SECONDS = 120.0
+MAX_LOG_BYTES = 10_000_000  # a larger log is put aside when its service starts
 _PR_SET_PDEATHSIG = 1  # Linux, prctl(2)
 
 
@@ -44,9 +45,12 @@ class Children:
     def start(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
         """Start a service; its output goes to `logs/<name>.log`, which only its owner may read.
 
+        A log above MAX_LOG_BYTES becomes `<name>.log.1`, in place of the one before.
         Secrets belong into the environment: every account of a machine may read a command line.
         """
         self._commands[name] = (command, environment)
+        if self.log(name).exists() and self.log(name).stat().st_size > MAX_LOG_BYTES:
+            self.log(name).replace(self._logs / f"{name}.log.1")
         self.log(name).touch(mode=0o600)
         self.log(name).chmod(0o600)
         with self.log(name).open("ab") as log:

@@ -101,6 +101,11 @@ def test_label_studio_is_the_version_that_is_tested(services: dict[str, Any]) ->
     assert f"label-studio=={version}" in (ROOT / "requirements.txt").read_text().split()
 
 
+def test_logs_of_every_service_are_bounded(services: dict[str, Any]) -> None:
+    limits = {name: service["logging"]["options"] for name, service in services.items()}
+    assert limits == {name: {"max-size": "10m", "max-file": "3"} for name in services}
+
+
 def test_every_service_waits_for_healthy_ones(services: dict[str, Any]) -> None:
     assert all("healthcheck" in service for service in services.values())
     waits = {
