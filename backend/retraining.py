@@ -240,7 +240,10 @@ class Retraining:
             [str(pool.tasks[row].data.get("group") or pool.tasks[row].id) for row in rows],
             n_classes=len(snapshot.label_config.classes),
             settings=TrainingSettings.of(parameters, seed=self._settings.seed),
-            pool_features=pool.features[pool.is_readable],
+            # A boolean index copies, which for a large pool takes a gigabyte.
+            pool_features=pool.features
+            if pool.is_readable.all()
+            else pool.features[pool.is_readable],
             turned_features=np.where(
                 turned.is_readable[:, None], turned.features, pool.features[rows]
             ),

@@ -1,5 +1,6 @@
 """Heads are trained fresh, the same way each time, for any number of classes and labels."""
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,13 @@ from numpy.typing import NDArray
 
 from backend.errors import DivergedError, SingleClassError
 from backend.head import probabilities
-from backend.training import FloatArray, TrainingSettings, fit, stratified_folds
+from backend.training import (
+    FloatArray,
+    TrainingSettings,
+    feature_scaling,
+    fit,
+    stratified_folds,
+)
 
 SETTINGS = TrainingSettings(mc_passes=8)
 
@@ -111,3 +118,17 @@ def test_turned_crops_are_learned_from_too() -> None:
 
     assert accuracy_on_turned(turned) > 0.9
     assert accuracy_on_turned(None) < 0.75
+
+
+def test_features_are_scaled_in_little_memory_as_if_at_once() -> None:
+    known = np.random.default_rng(0).normal(300, 7, (50_000, 40)).astype(np.float32)
+    known[:, 3] = 5
+    tracemalloc.start()
+    mean, scale = feature_scaling(known)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < known.nbytes / 2
+    spread = known.std(axis=0, dtype=np.float64)
+    expected = np.where(spread > 1, 1 / np.maximum(spread, 1e-6), 0)
+    np.testing.assert_allclose(mean.numpy(), known.mean(axis=0, dtype=np.float64), rtol=1e-6)
+    np.testing.assert_allclose(scale.numpy(), expected, rtol=1e-6)
