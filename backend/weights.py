@@ -180,7 +180,8 @@ def _torchvision_state(network: str) -> dict[str, Tensor]:
     """From torch's own cache, filled by the download that torchvision names.
 
     torch would wait for minutes without a network and does not check a cached file, so the
-    file is put there, or checked, before torchvision reads it (as plain tensors only).
+    file is put there, or checked, before torchvision reads it (as plain tensors only). One that
+    was put there (553 MB for VGG16) goes again: the converted tensors are all that is needed.
     """
     from torchvision.models import get_model_weights  # noqa: PLC0415  slow, rarely needed
 
@@ -188,7 +189,8 @@ def _torchvision_state(network: str) -> dict[str, Tensor]:
     name = PurePosixPath(httpx.URL(weights.url).path).name
     path = Path(torch.hub.get_dir()) / "checkpoints" / name
     sha256 = re.findall("-([0-9a-f]+)", name)[-1]
-    if not path.exists():
+    is_ours = not path.exists()
+    if is_ours:
         with http_client() as client:
             url = httpx.URL(weights.url)
             download(client, url, target=path, sha256=sha256, max_bytes=TORCHVISION_MAX_BYTES)
@@ -197,6 +199,8 @@ def _torchvision_state(network: str) -> dict[str, Tensor]:
     state: dict[str, Tensor] = weights.get_state_dict(
         progress=False, check_hash=True, weights_only=True
     )
+    if is_ours:
+        path.unlink(missing_ok=True)
     return state
 
 

@@ -290,10 +290,20 @@ def published(web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_torchvision_file_is_downloaded_and_converted(
     tmp_path: Path, web: Web, published: str
 ) -> None:
-    assert_holds(resolve_weights(None, cache_dir=tmp_path / "a"), made_up_tensors())
+    assert_holds(resolve_weights(None, cache_dir=tmp_path), made_up_tensors())
     assert web.requested == [f"/{published}"]
-    assert_holds(resolve_weights(None, cache_dir=tmp_path / "b"), made_up_tensors())
-    assert web.requested == [f"/{published}"]
+    assert list((tmp_path / "torch" / "hub" / "checkpoints").iterdir()) == []
+
+
+def test_torchvision_file_of_somebody_else_is_used_and_stays(
+    tmp_path: Path, web: Web, published: str
+) -> None:
+    theirs = tmp_path / "torch" / "hub" / "checkpoints" / published
+    theirs.parent.mkdir(parents=True)
+    theirs.write_bytes((web.folder / published).read_bytes())
+    assert_holds(resolve_weights(None, cache_dir=tmp_path), made_up_tensors())
+    assert web.requested == []
+    assert theirs.exists()
 
 
 def test_damaged_torchvision_file_is_passed_over(
