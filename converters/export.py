@@ -60,15 +60,12 @@ class ExportReport:
         csv: the table of all labels.
         copies: the HDF5 copies by name of the source.
         n_labels: labels in the table.
-        n_in_columns: labels that stand in a label column of a copy, too; those of images
-            with several cells stand only in the table of the copy.
         csv_only: number of labels by source that is no HDF5 file of this import.
     """
 
     csv: Path
     copies: dict[str, Path]
     n_labels: int
-    n_in_columns: int
     csv_only: dict[str, int]
 
 
@@ -105,15 +102,11 @@ def export_labels(
         _check_space(staging, (file.path for file in files.values()))
         targets = _targets(files, out_dir)
         results = {CSV_NAME: write_csv(labelled, staging / CSV_NAME)}
-        n_in_columns = 0
         for name, file in files.items():
             of_file = [task for task in tasks if task.source == name and task.dataset]
             staged = staging / targets[name]
             staged.parent.mkdir(parents=True, exist_ok=True)
-            columns = _export_file(
-                name, file, staged, tasks=of_file, project=project, classes=classes
-            )
-            n_in_columns += columns
+            _export_file(name, file, staged, tasks=of_file, project=project, classes=classes)
             results[targets[name].as_posix()] = staged
         _publish(results, out_dir)
     csv_only = Counter(
@@ -123,7 +116,6 @@ def export_labels(
         csv=out_dir / CSV_NAME,
         copies={name: out_dir / target for name, target in targets.items()},
         n_labels=len(labelled),
-        n_in_columns=n_in_columns,
         csv_only=dict(csv_only),
     )
 
@@ -193,8 +185,8 @@ def _export_file(
     tasks: Sequence[ExportTask],
     project: str,
     classes: Sequence[str],
-) -> int:
-    """Writes and verifies one copy; returns how many labels its columns hold."""
+) -> None:
+    """Writes and verifies one copy."""
     check_structure(file.path, name=name, outside_links=file.read.outside_links)
     with Hdf5Source(file.path, name=name, outside_links=file.read.outside_links) as source:
         layout = recognise(source, file.read.layout)
@@ -216,7 +208,6 @@ def _export_file(
                 _describe(copy, stack, attributes)
                 moved |= stack.kept
         _verify(source, staged, written=written, cells=cells, moved=moved)
-    return sum(len(stack.labels) for stack in written)
 
 
 def _spare_bytes(layout: Layout, n_cells: int, *, classes: Sequence[str]) -> int:

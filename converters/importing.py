@@ -25,10 +25,10 @@ from converters.label_config import LabelConfig
 from converters.label_studio import Connection
 from converters.picture_store import PictureFolder, PictureStore
 from converters.placeholder import render_placeholder, write_card
+from converters.png import encode_png
 from converters.problems import Problems
 from converters.project import project_label_config
 from converters.reading import count_labels, iter_named_crops
-from converters.rendering import encode_png
 from converters.source_record import remember_sources
 from converters.tasks import TaskPaths, annotation, pictures, task_data
 

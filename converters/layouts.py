@@ -1,7 +1,7 @@
 """The ways in which cells are laid out in HDF5 files, and how to tell them apart.
 
 A new layout is one subclass of `Layout`: it says whether a file matches (or why not) and names
-the datasets of each stack of images. Reading is left to `stacks`, opening and links to `source`.
+the datasets of each stack of images. Reading is left to `images`, opening and links to `source`.
 """
 
 import re

@@ -9,8 +9,7 @@ import colorsys
 import numpy as np
 
 from converters.crops import Crop
-from converters.images import BoolArray, FloatArray, UInt8Array
-from converters.png import encode_png
+from converters.images import FloatArray, UInt8Array
 
 PHASE_LIMITS_RAD = (-4.0, 14.0)
 MODEL_PHASE_LIMITS_RAD = (-2.0, 6.0)
@@ -21,19 +20,6 @@ RENDERING = (
     "model R phase -2..6 rad G amplitude B mask"
 )
 
-__all__ = [
-    "MODEL_PHASE_LIMITS_RAD",
-    "PHASE_LIMITS_RAD",
-    "RENDERING",
-    "UInt8Array",
-    "encode_png",
-    "mask_out",
-    "model_input",
-    "render_amplitude",
-    "render_image",
-    "render_phase",
-]
-
 _LUT_SIZE = 2**16
 
 
@@ -41,7 +27,8 @@ def _phase_lut() -> UInt8Array:
     """The lab's phase colours, RGB, shape (65536, 3) over `PHASE_LIMITS_RAD`.
 
     Source:
-        docs/hdf5-layouts.md of the mission: linear in RGB between stops placed by phase.
+        The colour map of the laboratory that records CellFace files, told as the stops below:
+        air bubbles at -4 rad, background at 0, cells from 2 to 14. Linear in RGB between them.
     """
     stops = [(-4.0, (0.65, 0.93, 1.00)), (0.0, (1.00, 0.97, 0.96))]
     for p in np.linspace(0, 1, 20):
@@ -93,11 +80,6 @@ def render_amplitude(amplitude: FloatArray) -> UInt8Array:
     return rounded
 
 
-def render_image(image: UInt8Array) -> UInt8Array:
-    """A camera picture as it is, (S, S, 3) uint8 RGB."""
-    return image
-
-
 def model_input(crop: Crop) -> UInt8Array:
     """What the model sees: the camera picture, or phase, amplitude and mask as R, G and B.
 
@@ -119,17 +101,6 @@ def model_input(crop: Crop) -> UInt8Array:
     stack[..., 1] = render_amplitude(amplitude)
     stack[..., 2] = mask.astype(np.uint8) * 255
     return stack
-
-
-def mask_out(rendered: UInt8Array, mask: BoolArray) -> UInt8Array:
-    """A rendered crop with everything outside the cell white, as the original pipeline cut it.
-
-    Args:
-        rendered: (S, S) or (S, S, 3) uint8.
-        mask: (S, S), True inside the cell.
-    """
-    inside = mask if rendered.ndim == 2 else mask[..., np.newaxis]
-    return np.where(inside, rendered, np.uint8(255))
 
 
 def _size(crop: Crop) -> int:

@@ -9,13 +9,7 @@ from urllib.parse import quote
 from converters.crops import Crop
 from converters.images import UInt8Array
 from converters.label_config import LabelConfig
-from converters.rendering import (
-    RENDERING,
-    model_input,
-    render_amplitude,
-    render_image,
-    render_phase,
-)
+from converters.rendering import RENDERING, model_input, render_amplitude, render_phase
 
 LOCAL_FILES_URL = "/data/local-files/?d="
 
@@ -56,7 +50,7 @@ def pictures(crop: Crop) -> Iterator[tuple[str, UInt8Array]]:
     if crop.amplitude is not None:
         yield "amplitude", render_amplitude(crop.amplitude)
     if crop.image is not None:
-        yield "image", render_image(crop.image)
+        yield "image", crop.image
     if crop.phase is not None or crop.amplitude is not None:
         yield "model_input", model_input(crop)
 

@@ -8,13 +8,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from converters.crops import Crop
-from converters.rendering import (
-    encode_png,
-    mask_out,
-    model_input,
-    render_amplitude,
-    render_phase,
-)
+from converters.png import encode_png
+from converters.rendering import model_input, render_amplitude, render_phase
 
 
 def crop(**channels: NDArray[Any] | None) -> Crop:
@@ -97,14 +92,6 @@ def test_model_input_without_mask_or_amplitude() -> None:
 def test_model_input_of_a_camera_picture_is_the_picture() -> None:
     image = np.arange(27, dtype=np.uint8).reshape(3, 3, 3)
     np.testing.assert_array_equal(model_input(crop(image=image)), image)
-
-
-@pytest.mark.parametrize("shape", [(2, 2), (2, 2, 3)])
-def test_surroundings_become_white(shape: tuple[int, ...]) -> None:
-    mask = np.array([[True, False], [False, False]])
-    cut = mask_out(np.full(shape, 7, np.uint8), mask)
-    assert (cut[0, 0] == 7).all()
-    assert (cut[0, 1] == 255).all()
 
 
 def test_encoded_renderings_open_as_pictures() -> None:
