@@ -16,6 +16,7 @@ from installation import OwnBackend, annotate, wait_until
 from own_label_studio import OwnLabelStudio
 from queue_watch import QueueWatch
 
+from backend.jobs import JobStore
 from converters.backend_checks import check_backend
 from converters.backend_client import BackendClient
 from converters.check import Verdict
@@ -25,8 +26,9 @@ from converters.label_studio import Connection
 SETTLED_DEADLINE_S = 400
 PAUSE_DEADLINE_S = 300
 FAULT_POINTS = Path(__file__).with_name("fault_points")
-# Points of `fault_points` that the job runner comes to in a job, in this order.
+# Points of `fault_points` that the job runner comes to in a job and after it, in this order.
 RUNNER_POINTS = (
+    "job-begun",
     "labels-read",
     "head-fitted",
     "version-written",
@@ -37,7 +39,9 @@ RUNNER_POINTS = (
     "version-served",
     "job-finished",
     "cards-begun",
+    "cards-written",
 )
+CARD_POINTS = RUNNER_POINTS[-2:]
 
 
 @dataclass
@@ -195,12 +199,7 @@ class Laboratory:
         began = time.monotonic()
         version = self.settle()
         back_s = time.monotonic() - began
-        assert self.project()["model_version"] == version
-        rows = self.predictions()
-        pairs = [(row["task"], row["model_version"]) for row in rows]
-        assert len(pairs) == len(set(pairs)), "a task has two predictions of one version"
-        scores = {row["task"]: row["score"] for row in rows if row["model_version"] == version}
-        assert scores.keys() == self.truth.keys()
+        scores = self.check_predictions(version)
         still_open = scores.keys() - set(self.submitted)
         assert scores[self.next_task()] == min(scores[task] for task in still_open)
         annotated = self.connection.get(f"api/projects/{self.project_id}/export", exportType="JSON")
@@ -212,19 +211,37 @@ class Laboratory:
             back_s=back_s,
         )
 
+    def check_predictions(self, version: str) -> dict[int, float]:
+        """The version sorts all tasks, and no task is predicted twice; score by task."""
+        assert self.project()["model_version"] == version
+        rows = self.predictions()
+        pairs = [(row["task"], row["model_version"]) for row in rows]
+        assert len(pairs) == len(set(pairs)), "a task has two predictions of one version"
+        scores = {row["task"]: row["score"] for row in rows if row["model_version"] == version}
+        assert scores.keys() == self.truth.keys()
+        return scores
+
     def check_cards(self) -> None:
-        """Every card shows the version in service."""
+        """Once the backend has noted so, every card shows the version in service."""
         version = self.settle()
-        files = self.backend.files_dir
+        store = JobStore(self.backend.data_dir / "jobs.sqlite")
+
+        def are_noted() -> bool:
+            project = store.project(self.project_id)
+            return project is not None and project.cards_version == version
+
+        wait_until(are_noted, deadline_s=SETTLED_DEADLINE_S, what=f"note of cards of {version}")
+        assert not self.stale_cards()
+
+    def stale_cards(self) -> list[str]:
+        """Cards that do not show the version in service."""
+        version = self.project()["model_version"]
         answer = self.connection.get(
             "api/tasks/", project=self.project_id, page_size=10_000, fields="task_only"
         )
+        files = self.backend.files_dir
         cards = [files / task["data"]["card"].partition("?d=")[2] for task in answer["tasks"]]
-        wait_until(
-            lambda: all(f"Model {version}," in card.read_text() for card in cards),
-            deadline_s=SETTLED_DEADLINE_S,
-            what=f"{len(cards)} cards of {version}",
-        )
+        return [card.name for card in cards if f"Model {version}," not in card.read_text()]
 
 
 @contextmanager

@@ -25,7 +25,8 @@ pytestmark = pytest.mark.label_studio
 ANNOTATORS = 8
 CROWD_LABELS = 500
 # From 250 labels on a worse version is not served, and after few epochs it may well be one.
-ENVIRONMENT = {"CELLAI_WORKERS": "2", "CELLAI_EPOCHS": "40"}
+ENVIRONMENT = {"CELLAI_WORKERS": "2", "CELLAI_EPOCHS": "40", "FAULT_RETRY_SECONDS": "3"}
+IMPORT = "import/predictions"
 FAULT_DEADLINE_S = 300
 
 
@@ -68,13 +69,8 @@ def queue_state(laboratory: Laboratory) -> Any:
     ("mode", "only"),
     [
         pytest.param("401", "", marks=pytest.mark.faults),
-        pytest.param("500", "", marks=pytest.mark.faults),
-        pytest.param("429", "", marks=pytest.mark.faults),
-        pytest.param("reset", "", marks=pytest.mark.faults),
-        pytest.param("reset", "import/predictions", marks=pytest.mark.faults),
-        ("lost", "import/predictions"),
+        ("lost", IMPORT),
         pytest.param("lost", "", marks=pytest.mark.faults),
-        pytest.param("slow", "", marks=pytest.mark.faults),
     ],
 )
 def test_label_studio_answers_badly(
@@ -89,11 +85,40 @@ def test_label_studio_answers_badly(
 
 
 @pytest.mark.faults
+@pytest.mark.parametrize("mode", ["500", "429", "reset"])
+def test_label_studio_fails_all_requests_and_then_each_import(
+    laboratory: Laboratory, proxy: FaultyProxy, mode: str
+) -> None:
+    """Label Studio before the backend: {mode}, first to all requests, then to three imports."""
+    with proxy.failing(mode):
+        laboratory.annotate(3)
+        wait_until(lambda: proxy.faults > 0, deadline_s=FAULT_DEADLINE_S, what="request that fails")
+        n_faults = proxy.faults
+        proxy.only, proxy.faults = IMPORT, 0
+        wait_until(lambda: proxy.faults >= 3, deadline_s=FAULT_DEADLINE_S, what="failing imports")
+    note_times(n_faults + proxy.faults)
+    laboratory.check()
+
+
+@pytest.mark.faults
+def test_label_studio_is_slow(laboratory: Laboratory, proxy: FaultyProxy) -> None:
+    """Label Studio before the backend: each answer 10 s late, then each import until all holds."""
+    with proxy.failing("slow"):
+        laboratory.annotate(3)
+        wait_until(lambda: proxy.faults > 0, deadline_s=FAULT_DEADLINE_S, what="request that waits")
+        n_faults = proxy.faults
+        proxy.only, proxy.faults = IMPORT, 0
+        laboratory.check()
+    assert proxy.faults > 0
+    note_times(n_faults + proxy.faults)
+
+
+@pytest.mark.faults
 def test_import_that_a_killed_job_runner_left_on_its_way(
     laboratory: Laboratory, proxy: FaultyProxy
 ) -> None:
     """kill -9 of the job runner while a slow Label Studio still has its import before it."""
-    with proxy.failing("held", only="import/predictions"):
+    with proxy.failing("held", only=IMPORT):
         laboratory.annotate(2)
         wait_until(lambda: proxy.faults == 1, deadline_s=FAULT_DEADLINE_S, what="import")
         os.kill(job_runner(laboratory), signal.SIGKILL)
@@ -241,6 +266,28 @@ def test_classes_changed_while_training(laboratory: Laboratory, fault_file: Path
         classes = set(newest["result"][0]["meta"]["probabilities"])
         assert classes & {"blast", "lymphoblast"} == ({name} if name else set())
     note_times(3)
+
+
+@pytest.mark.faults
+def test_class_with_labels_renamed_while_training(laboratory: Laboratory, fault_file: Path) -> None:
+    """A class that has labels is renamed while a training runs, and later named as before."""
+    path = f"api/projects/{laboratory.project_id}/"
+    original = laboratory.project()["label_config"]
+    name = laboratory.truth[laboratory.submitted[0]]
+    with laboratory.paused_at("head-fitted", fault_file):
+        renamed = original.replace(f'value="{name}"', f'value="renamed {name}"')
+        laboratory.connection.patch(path, {"label_config": renamed})
+    n_others = sum(laboratory.truth[task] != name for task in laboratory.submitted)
+
+    def others_sort() -> bool:
+        state = queue_state(laboratory)
+        return bool(state.is_sorted and state.n_labels == n_others)
+
+    wait_until(others_sort, deadline_s=FAULT_DEADLINE_S, what=f"queue by {n_others} labels")
+    note_seen(f"meanwhile its {len(laboratory.submitted) - n_others} labels were left out")
+    laboratory.connection.patch(path, {"label_config": original})
+    laboratory.annotate(1)
+    laboratory.check()
 
 
 @pytest.mark.faults

@@ -6,6 +6,9 @@ file and kills that process, itself when PID is 0, or the process that started i
 With `POINT pause` the file is renamed to FAULT_FILE.paused instead, and the process goes on when
 that one is deleted. FAULT_FILE.clock holds the seconds by which the clock is wrong.
 
+With FAULT_RETRY_SECONDS jobs that failed and cards that could not be stored are tried again so
+soon, and not after 15 and 60 seconds.
+
 With ACCESS_TOKEN_SECONDS what Label Studio gives for a personal access token lives so long. It is
 five minutes otherwise, for which Label Studio 1.23.2 has no setting.
 """
@@ -24,6 +27,7 @@ from typing import Any
 POINTS = {
     "webhook-arrived": ("backend.jobs", "JobStore.mark", "before"),
     "webhook-stored": ("backend.jobs", "JobStore.mark", "after"),
+    "job-begun": ("backend.jobs", "JobStore.begin", "after"),
     "labels-read": ("backend.training_set", "SnapshotReader.read", "after"),
     "head-fitted": ("backend.retraining", "fit", "after"),
     "version-written": ("backend.registry", "Registry.publish", "after"),
@@ -37,9 +41,13 @@ POINTS = {
     "queue-switched": ("backend.label_studio", "LabelStudioClient.set_model_version", "after"),
     "version-served": ("backend.jobs", "JobStore.serve", "after"),
     "job-finished": ("backend.jobs", "JobStore.finish", "after"),
-    "cards-begun": ("backend.card_refresh", "CardRefresh.step", "after"),
+    "cards-begun": ("backend.card_refresh", "CardRefresh._write", "after"),
+    "cards-written": ("backend.jobs", "JobStore.cards_written", "after"),
     "sweep-begun": ("backend.label_studio", "LabelStudioClient.delete_prediction", "after"),
 }
+# The job runner comes to these also when it looks whether there is news and finds none.
+ONLY_WITH_NEWS = {"job-begun", "labels-read", "job-finished"}
+_has_news = True  # the job that began last in this process
 
 
 def _install(fault_file: Path) -> None:
@@ -60,6 +68,8 @@ def _install(fault_file: Path) -> None:
 def _wrapped(function: Any, point: str, when: str, fault_file: Path) -> Any:
     @functools.wraps(function)
     def at_point(*arguments: Any, **named: Any) -> Any:
+        if point == "job-begun":
+            _note_news(*arguments)
         if when == "before":
             _fail_if_wanted(point, fault_file)
         result = function(*arguments, **named)
@@ -70,12 +80,17 @@ def _wrapped(function: Any, point: str, when: str, fault_file: Path) -> Any:
     return at_point
 
 
+def _note_news(_store: Any, project: Any) -> None:
+    global _has_news  # noqa: PLW0603
+    _has_news = project.events != project.handled
+
+
 def _fail_if_wanted(point: str, fault_file: Path) -> None:
     try:
         wanted, victim = fault_file.read_text().split()
     except (FileNotFoundError, ValueError):
         return
-    if wanted != point:
+    if wanted != point or (point in ONLY_WITH_NEWS and not _has_news):
         return
     if victim == "pause":
         paused = fault_file.rename(f"{fault_file}.paused")
@@ -100,6 +115,18 @@ def _set_clock(clock_file: Path) -> None:
     time.time = wrong
 
 
+def _shorten_retries() -> None:
+    """Wait until the modules are there; a job runner imports them long before its first job."""
+    waiting = ["backend.jobs", "backend.card_refresh"]
+    while waiting:
+        for name in list(waiting):
+            module: Any = sys.modules.get(name)
+            if hasattr(module, "RETRY_SECONDS"):
+                module.RETRY_SECONDS = float(os.environ["FAULT_RETRY_SECONDS"])
+                waiting.remove(name)
+        time.sleep(0.01)
+
+
 def _shorten_access_tokens() -> None:
     """Wait until the class is there; Label Studio imports it long before it serves."""
     token: Any = None
@@ -117,5 +144,7 @@ if "FAULT_FILE" in os.environ and any("backend" in word for word in sys.orig_arg
     _set_clock(Path(f"{os.environ['FAULT_FILE']}.clock"))
     _install_beside()
     os.register_at_fork(after_in_child=_install_beside)  # gunicorn's web processes
+if "FAULT_RETRY_SECONDS" in os.environ and "backend.worker" in sys.orig_argv:
+    threading.Thread(target=_shorten_retries, daemon=True).start()
 if "ACCESS_TOKEN_SECONDS" in os.environ:
     threading.Thread(target=_shorten_access_tokens, daemon=True).start()
