@@ -16,6 +16,7 @@ import shutil
 import tempfile
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
 from pathlib import Path
 
 import safetensors.torch
@@ -30,6 +31,8 @@ FORMAT = 1
 TENSORS = "head.safetensors"
 MANIFEST = "manifest.json"
 CHECKSUM = "manifest_sha256"
+# Manifests of versions made before have no checksum of their own; tests/archive holds one.
+CHECKSUM_SINCE = datetime(2026, 11, 25, 1, 28, 29, tzinfo=UTC)
 # A head of a thousand classes takes two megabytes: what is larger is no head.
 MAX_TENSORS_BYTES = 2**30
 MAX_MANIFEST_BYTES = 2**24
@@ -228,7 +231,7 @@ def _read_manifest(path: Path, project_id: int, name: str) -> Version:
     """The version that a manifest describes.
 
     Raises:
-        ValueError: it is too long, was changed, or belongs to another version.
+        ValueError: it is too long, was changed, lacks its checksum, or belongs to another version.
         TypeError: it is no object with the fields of `Version`.
     """
     if path.stat().st_size > MAX_MANIFEST_BYTES:
@@ -236,9 +239,8 @@ def _read_manifest(path: Path, project_id: int, name: str) -> Version:
     manifest = json.loads(path.read_bytes())
     if not isinstance(manifest, dict):
         raise TypeError("no object")
-    # The first manifests had no checksum of their own.
     given = manifest.pop(CHECKSUM, None)
-    if given is not None and given != _checksum(manifest):
+    if given != _checksum(manifest) and not (given is None and _had_no_checksum(manifest)):
         raise ValueError("checksum")
     if manifest.keys() - {known.name for known in fields(Version)}:
         raise ValueError("unknown fields")
@@ -246,6 +248,11 @@ def _read_manifest(path: Path, project_id: int, name: str) -> Version:
     if (version.project_id, version.version) != (project_id, name):
         raise ValueError("the manifest of another version")
     return version
+
+
+def _had_no_checksum(manifest: dict[str, object]) -> bool:
+    """Whether a manifest is so old that it never had a checksum of its own."""
+    return datetime.fromisoformat(str(manifest["created_at"])) < CHECKSUM_SINCE
 
 
 def _cure(path: Path) -> str:

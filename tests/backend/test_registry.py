@@ -5,6 +5,7 @@ import random
 import struct
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 
@@ -143,6 +144,47 @@ def forge(registry: Registry, change: Callable[[dict[str, object]], object]) -> 
     change(manifest)
     text = json.dumps(manifest, sort_keys=True)
     path.write_text(json.dumps(manifest | {"manifest_sha256": sha256(text.encode()).hexdigest()}))
+
+
+def strip_checksum(registry: Registry) -> None:
+    """Take a manifest's own checksum away."""
+    path = folder(registry, 1) / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["manifest_sha256"]
+    path.write_text(json.dumps(manifest))
+
+
+def test_manifest_without_its_checksum_is_refused(registry: Registry) -> None:
+    registry.publish(replace(version(1), created_at=datetime.now(UTC).isoformat()), TENSORS)
+    strip_checksum(registry)
+    with pytest.raises(ModelCorruptError, match="damaged"):
+        registry.get(3, "cellai-0001")
+
+
+@pytest.mark.parametrize(
+    ("created_at", "is_accepted"),
+    [
+        ("2026-11-24T14:16:07.744213+00:00", True),  # the one of tests/archive
+        ("2026-11-25T01:28:28.999999+00:00", True),
+        ("2026-11-25T01:28:29+00:00", False),
+        ("2026-11-25T01:28:29.000001+00:00", False),
+        ("2027-01-01T00:00:00+00:00", False),
+        ("", False),
+        ("2026-11-24", False),
+        ("yesterday", False),
+    ],
+)
+def test_only_the_first_versions_may_lack_the_manifests_checksum(
+    registry: Registry, created_at: str, is_accepted: bool
+) -> None:
+    registry.publish(replace(version(1), created_at=created_at), TENSORS)
+    strip_checksum(registry)
+    if is_accepted:
+        load(registry, 1)
+        head = folder(registry, 1) / "head.safetensors"
+        head.write_bytes(head.read_bytes()[:-1] + b"?")
+    with pytest.raises(ModelCorruptError):
+        load(registry, 1)
 
 
 @pytest.mark.parametrize(
