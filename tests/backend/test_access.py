@@ -1,5 +1,6 @@
 """The door: right passwords always pass, guesses are few, and nothing grows without end."""
 
+import hmac
 import time
 
 import pytest
@@ -81,3 +82,20 @@ def test_memory_is_bounded(door: Doorkeeper) -> None:
     for number in range(MAX_ADDRESSES + 500):
         door.judge(f"host-{number}", "cellai", "guess")
     assert len(door._callers) == MAX_ADDRESSES
+
+
+def test_user_and_password_are_compared_in_constant_time(
+    door: Doorkeeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both by `compare_digest`, whichever is wrong, and its word is what counts."""
+    compared: list[bytes] = []
+
+    def compare(given: bytes, right: bytes) -> bool:
+        compared.append(right)
+        return False
+
+    monkeypatch.setattr(hmac, "compare_digest", compare)
+    for user, password in (("cellai", "right"), ("cellai", "x"), ("x", "right"), ("x", "x")):
+        compared.clear()
+        assert not door.judge("10.0.0.1", user, password).is_admitted
+        assert compared == [b"cellai", b"right"]
