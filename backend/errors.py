@@ -2,10 +2,10 @@
 
 CellAIError
   + BackendError               exit code 1, HTTP 500
-  |   - WeightsError           no usable ImageNet weights
+  |   - WeightsError           no usable ImageNet weights (HTTP 503)
   |   - PredictionError        one task cannot be predicted; never fails the batch
-  |   - ParametersError        the project's extra parameters are wrong (HTTP 400)
-  |   - ModelNotFoundError     the registry has no such version
+  |   - ParametersError        a request or a project's parameters are wrong (HTTP 400)
+  |   - ModelNotFoundError     the registry has no such version (HTTP 404)
   |   - ModelIncompatibleError the version does not fit today's classes, trunk or mode (HTTP 409)
   |   - ModelCorruptError      a stored version does not match its checksum (HTTP 503)
   |   - PicturesMissingError   too few labelled pictures can be read to train; the job fails
@@ -31,7 +31,7 @@ class PredictionError(BackendError):
 
 
 class ParametersError(BackendError):
-    """The extra parameters of a project are wrong."""
+    """A request, or the extra parameters of a project, are wrong."""
 
 
 class ModelNotFoundError(BackendError):

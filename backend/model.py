@@ -1,15 +1,19 @@
 """The class that label-studio-ml knows: tasks in, predictions of the version in service out."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from label_studio_ml.model import LabelStudioMLBase
 
+from backend.errors import ParametersError
 from backend.label_studio import Task
 from backend.prediction import predict, prediction
 from backend.service import Service
 from converters.label_config import read_label_config
+
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 
 class CellClassifier(LabelStudioMLBase):  # type: ignore[misc]  # the library is untyped
@@ -42,9 +46,11 @@ class CellClassifier(LabelStudioMLBase):  # type: ignore[misc]  # the library is
             read, or while no version predicts one.
 
         Raises:
+            ParametersError: a task's `id` or `data` is of another type than Label Studio's.
             LabelConfigError: the labelling config cannot be used.
             WeightsError: the trunk cannot be loaded.
         """
+        asked = [_task(number, task) for number, task in enumerate(tasks, start=1)]
         if self._serving is None or self._serving[2] is None:
             return [self._empty() for _ in tasks]
         project, version, head = self._serving
@@ -55,10 +61,7 @@ class CellClassifier(LabelStudioMLBase):  # type: ignore[misc]  # the library is
         features = self._service.features()
         if version.interface != (label_config.classes, features.trunk.trunk_id, parameters.mode):
             return [self._empty() for _ in tasks]
-        pool = features.pool(
-            [Task(int(task.get("id") or 0), dict(task.get("data") or {})) for task in tasks],
-            mode=parameters.mode,
-        )
+        pool = features.pool(asked, mode=parameters.mode)
         predicted = predict(
             head,
             pool.features,
@@ -79,3 +82,32 @@ class CellClassifier(LabelStudioMLBase):  # type: ignore[misc]  # the library is
 
     def _empty(self) -> dict[str, Any]:
         return {"result": [], "score": 1.0, "model_version": self.model_version}
+
+
+def _task(number: int, sent: dict[str, Any]) -> Task:
+    """A task of the request; a missing id is 0, missing data is none.
+
+    Args:
+        number: which of the request's tasks it is, from 1.
+        sent: as in the request.
+
+    Raises:
+        ParametersError: the id is no whole number, or the data no object.
+    """
+    task_id, data = sent.get("id"), sent.get("data")
+    if task_id is not None and type(task_id) is not int:  # a bool is one to isinstance
+        raise ParametersError(
+            f"`id` of task {number} is {str(task_id)[:50]!r}, not a whole number.",
+            hint="Send Label Studio's body.",
+        )
+    if data is not None and not isinstance(data, dict):
+        raise ParametersError(
+            f"`data` of task {number} is {str(data)[:50]!r}, not an object.",
+            hint="Send Label Studio's body.",
+        )
+    return Task(task_id or 0, {k: v for k, v in (data or {}).items() if not _is_broken(v)})
+
+
+def _is_broken(value: object) -> bool:
+    """Whether it is text with half a surrogate pair, which JSON can hold and no address has."""
+    return isinstance(value, str) and _HALF_PAIR.search(value) is not None

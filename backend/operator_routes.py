@@ -1,5 +1,6 @@
 """Routes for who keeps the backend running: diagnosis, metrics, versions."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,9 @@ from backend.operation import Operation
 from backend.prometheus import CONTENT_TYPE, render_metrics
 from backend.request_body import json_object
 from backend.service import Service
+
+# cellai-0001 and the like; a longer one may be no file's name.
+VERSION_NAME = re.compile(r"[A-Za-z0-9-]{1,64}")
 
 
 def install_operator_routes(app: Flask, service: Service) -> None:
@@ -55,7 +59,7 @@ def metrics(service: Service) -> Response:
 
 def _version() -> str:
     version = (json_object() or {}).get("version")
-    if not isinstance(version, str) or not version.replace("-", "").isalnum():
+    if not isinstance(version, str) or not VERSION_NAME.fullmatch(version):
         raise ParametersError(
             f"`version` is {str(version)[:50]!r}, not a version's name.",
             hint='Send JSON such as {"version": "cellai-0003"}.',

@@ -24,6 +24,7 @@ from backend.errors import (
     ModelNotFoundError,
     ParametersError,
     UnknownProjectError,
+    WeightsError,
 )
 from backend.logs import add_context, start_context
 from backend.model import CellClassifier
@@ -32,7 +33,12 @@ from backend.request_body import json_object
 from backend.runner_record import READY, STARTING, read_state, read_trouble
 from backend.service import Service
 from backend.settings import Settings
-from converters.errors import CellAIError, LabelStudioError, ProjectNotFoundError
+from converters.errors import (
+    CellAIError,
+    LabelConfigError,
+    LabelStudioError,
+    ProjectNotFoundError,
+)
 
 # Label Studio's own names; ANNOTATIONS_DELETED is plural there.
 NEW_LABEL_EVENTS = {"ANNOTATION_CREATED", "ANNOTATIONS_CREATED"}
@@ -49,7 +55,9 @@ STATUS_OF: dict[type[CellAIError], int] = {
     ModelNotFoundError: 404,
     UnknownProjectError: 404,
     ModelIncompatibleError: 409,
+    LabelConfigError: 409,  # the project's, as Label Studio has it
     ModelCorruptError: 503,
+    WeightsError: 503,
     ProjectNotFoundError: 404,
     LabelStudioError: 503,  # it is out of reach or refuses: not this server's failure
 }
@@ -139,10 +147,11 @@ def predict(service: Service) -> Response:
     tasks = body.get("tasks")
     if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
         raise ParametersError("`tasks` is not a list of tasks.", hint="Send Label Studio's body.")
+    label_config = body.get("label_config") or ""
+    if not isinstance(label_config, str):
+        raise ParametersError("`label_config` is not text.", hint="Send Label Studio's body.")
     project_id = _project_id(body.get("project"))
-    model = CellClassifier(
-        label_config=str(body.get("label_config") or ""), project_id=project_id, service=service
-    )
+    model = CellClassifier(label_config, project_id=project_id, service=service)
     return jsonify({"results": model.predict(tasks), "model_version": model.model_version})
 
 

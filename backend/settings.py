@@ -52,12 +52,19 @@ class ProjectParameters(BaseModel):
             ParametersError: not JSON, an unknown key or a value out of range.
         """
         try:
-            return cls.model_validate(json.loads(text) if text else {})
+            given = json.loads(text) if text else {}
         except json.JSONDecodeError as error:
             raise ParametersError(
                 f"The extra parameters are not JSON: {error.msg} at character {error.pos}.",
                 hint='Write an object such as {"mode": "both", "mc_passes": 50}.',
             ) from error
+        except (ValueError, RecursionError) as error:
+            raise ParametersError(
+                "The extra parameters hold a number too long or brackets too deep to be read.",
+                hint='Write an object such as {"mode": "both", "mc_passes": 50}.',
+            ) from error
+        try:
+            return cls.model_validate(given)
         except ValidationError as error:
             raise ParametersError(
                 f"The extra parameters are wrong: {_sentence(error)}.",

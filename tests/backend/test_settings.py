@@ -38,7 +38,15 @@ def test_project_overrides_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("text", "word"),
-    [("{", "not JSON"), ('{"mod": 1}', "mod"), ('{"mc_passes": 1}', "mc_passes"), ("[]", "wrong")],
+    [
+        ("{", "not JSON"),
+        ('{"mod": 1}', "mod"),
+        ('{"mc_passes": 1}', "mc_passes"),
+        ("[]", "wrong"),
+        ("[" * 100_000, "too deep"),
+        ('{"epochs": ' + "9" * 5000 + "}", "too long"),
+    ],
+    ids=["cut off", "unknown key", "out of range", "a list", "deep", "many digits"],
 )
 def test_wrong_project_parameters_are_explained(text: str, word: str) -> None:
     with pytest.raises(ParametersError, match=word):
