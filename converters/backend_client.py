@@ -5,10 +5,12 @@ from typing import Any
 
 import httpx
 
-from converters.errors import CellAIError
+from converters.errors import BackendUnreachableError, CellAIError
 from converters.project import BackendAddress
 
 TIMEOUT_S = 30
+# States of a backend with which all is well: before it answers, and while its model is loaded.
+STARTING = ("", "loading the model")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +22,8 @@ class QueueState:
         model_version: the version in service; None before the first.
         n_labels: labels it has learned from.
         stage: what the running job does, '' without one.
-        failures: jobs that failed since the last success.
+        last_job: number of the newest job, 0 before the first.
+        failures: jobs that failed since the last success, in earlier runs of the backend too.
         error: of the last failed job.
     """
 
@@ -28,15 +31,21 @@ class QueueState:
     model_version: str | None
     n_labels: int
     stage: str
+    last_job: int
     failures: int
     error: str
 
 
 class BackendClient:
-    """HTTP client of one backend."""
+    """HTTP client of one backend.
+
+    Attributes:
+        state: what `is_ready` was told last, in the backend's words; '' before it answers.
+    """
 
     def __init__(self, address: BackendAddress) -> None:
         auth = httpx.BasicAuth(address.user, address.password) if address.password else None
+        self.state = ""
         self._address = address
         self._http = httpx.Client(base_url=address.url, auth=auth, timeout=TIMEOUT_S)
 
@@ -45,7 +54,7 @@ class BackendClient:
         self._http.close()
 
     def is_ready(self) -> bool:
-        """Whether the job runner has its model.
+        """Whether the job runner has its model, and nothing keeps it from work.
 
         Raises:
             CellAIError: it never will, and the backend says why.
@@ -53,15 +62,23 @@ class BackendClient:
         try:
             answer = self._http.get("/ready")
         except httpx.HTTPError:
+            self.state = ""
             return False
-        if answer.status_code == 503 and answer.json().get("failed"):
-            raise CellAIError(
-                "The backend cannot load its model.", hint=str(answer.json()["state"])
-            )
+        self.state = f"it answers {answer.status_code}"
+        if answer.status_code == 503:
+            body = answer.json()
+            self.state = str(body["state"])
+            if body["failed"]:
+                raise CellAIError("The backend cannot load its model.", hint=self.state)
         return answer.is_success
 
     def announce_tasks(self, project_id: int) -> None:
-        """Say that tasks were imported, so that they are scored at once."""
+        """Say that tasks were imported, so that they are scored at once.
+
+        Raises:
+            BackendUnreachableError: the backend does not answer.
+            CellAIError: it refuses.
+        """
         self._post("/webhook", {"action": "TASKS_CREATED", "project": {"id": project_id}})
 
     def status(self) -> list[dict[str, Any]]:
@@ -122,6 +139,7 @@ class BackendClient:
                 model_version=None,
                 n_labels=0,
                 stage="waiting for the backend",
+                last_job=0,
                 failures=0,
                 error="",
             )
@@ -137,6 +155,7 @@ class BackendClient:
             model_version=version,
             n_labels=n_labels,
             stage=jobs[0]["stage"] if running else "",
+            last_job=jobs[0]["id"] if jobs else 0,
             failures=failed,
             error=str(jobs[0]["error"]) if failed else "",
         )
@@ -158,7 +177,7 @@ class BackendClient:
                 hint="Check user and password; its log says more.",
             ) from error
         except httpx.HTTPError as error:
-            raise CellAIError(
+            raise BackendUnreachableError(
                 f"The backend at {self._address.url} does not answer ({type(error).__name__}).",
                 hint="Start it with `cellai up`, or correct the address.",
             ) from error

@@ -46,18 +46,26 @@ from converters.cli_options import (
 from converters.connection_file import FILE_NAME, read_connection
 from converters.crops import ReadOptions
 from converters.durable import replacing
-from converters.errors import CellAIError, ConfigurationError, OutputError, UnknownLayoutError
+from converters.errors import (
+    BackendUnreachableError,
+    CellAIError,
+    ConfigurationError,
+    OutputError,
+    UnknownLayoutError,
+)
 from converters.export import export_labels
+from converters.exported_cells import export_tasks
 from converters.importing import ImportOptions, ImportReport, check_labels, import_sources
 from converters.inspection import inspect_source
 from converters.label_config import TEMPLATE_PATH, read_label_config, write_label_config
+from converters.label_studio import Connection
 from converters.launcher import Launcher, UpOptions
 from converters.picture_store import PictureBucket
 from converters.project import (
+    BackendAddress,
     connect_backend,
     create_project,
     default_title,
-    export_tasks,
     link_report,
     project_label_config,
     show_predictions,
@@ -227,13 +235,11 @@ def import_command(
         )
     if store is not None:
         console.print(f"The backend reads them with CELLAI_BUCKET_URL={store.public_url}")
+    out.print(str(project))
     backend = backend_address(stored, backend_url, backend_user, backend_password)
     if backend is not None:
         connect_backend(connection, project, backend)
-        client = BackendClient(backend)
-        client.announce_tasks(project)
-        link_report(connection, project, backend, public_url=client.public_url())
-    out.print(str(project))
+        _announce(connection, project, backend)
 
 
 @app.command()
@@ -375,8 +381,12 @@ def _bring_up(
     launcher: Launcher, sources: Sequence[Path], options: UpOptions, *, open_browser: bool
 ) -> None:
     console.print("Starting Label Studio and the backend (the first start takes a minute) …")
-    with console.status("Waiting for both to answer …"):
-        launcher.wait_until_up()
+    with console.status("Waiting for both to answer …") as line:
+
+        def wait(state: str) -> None:
+            line.update(plain(f"Waiting for the backend: {state or 'starting'} …"))
+
+        launcher.wait_until_up(on_state=wait)
     if sources:
         _import(
             sources,
@@ -391,7 +401,8 @@ def _bring_up(
 
         state = launcher.wait_until_sorted(on_state=show)
     connection = launcher.connection_file
-    console.print(f"The queue is sorted by {state.model_version} ({state.n_labels} labels).")
+    if state.is_sorted:
+        console.print(f"The queue is sorted by {state.model_version} ({state.n_labels} labels).")
     out.print(f"\n  {launcher.labelling_url}", highlight=False)
     out.print(f"  login {connection.email}  password {connection.password}\n", highlight=False)
     out.print(f"  progress report {launcher.report_url}", highlight=False)
@@ -418,6 +429,24 @@ def _import(sources: Sequence[Path], options: ImportOptions, run: Any) -> None:
         console.print(plain(f"  label {label!r} is no class: {count} cells imported unlabelled"))
     if len(report.problems):
         console.print(problem_table(report.problems))
+
+
+def _announce(connection: Connection, project: int, backend: BackendAddress) -> None:
+    """Tell the backend of new tasks, and the project of the backend's report.
+
+    The address is the one at which Label Studio reaches the backend, and this command may not.
+    """
+    client = BackendClient(backend)
+    try:
+        client.announce_tasks(project)
+        link_report(connection, project, backend, public_url=client.public_url())
+    except BackendUnreachableError as error:
+        console.print(
+            plain(
+                f"{error.message} If Label Studio reaches it, nothing is missing but a link to the"
+                " progress report, and the new cells are noticed within two minutes."
+            )
+        )
 
 
 def _label_config(path: Path | None, classes: str) -> str:

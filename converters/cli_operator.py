@@ -27,7 +27,7 @@ from converters.cli_options import (
 )
 from converters.connection_file import read_connection
 from converters.doctor import Patient, examine
-from converters.errors import ConfigurationError
+from converters.errors import ConfigurationError, ProjectNotFoundError
 from converters.label_studio import Connection
 from converters.tables import status_table, version_table
 
@@ -83,7 +83,7 @@ def doctor(
         api_key=needed_api_key(stored, api_key),
         backend=backend_address(stored, backend_url, backend_user, backend_password),
         project_id=project or (stored.project_id if stored else None),
-        uses_sqlite=(data_dir is not None and (data_dir / SQLITE_FILE).exists()) or None,
+        uses_sqlite=data_dir is not None and (data_dir / SQLITE_FILE).exists(),
     )
     problems = 0
     for check in examine(patient):
@@ -196,6 +196,10 @@ def _told(change: dict[str, Any]) -> None:
     )
 
 
-def _open_tasks(connection: Connection, project_id: int) -> int:
-    project = connection.get(f"api/projects/{project_id}/")
+def _open_tasks(connection: Connection, project_id: int) -> int | None:
+    """Number of tasks without a label; None for a project that Label Studio no longer has."""
+    try:
+        project = connection.get(f"api/projects/{project_id}/")
+    except ProjectNotFoundError:
+        return None
     return int(project["task_number"]) - int(project["finished_task_number"])

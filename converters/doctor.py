@@ -24,14 +24,14 @@ class Patient:
         api_key: token for it.
         backend: the backend; None when only Label Studio is known.
         project_id: the project to look at; None for all that the backend serves.
-        uses_sqlite: whether Label Studio keeps its data in SQLite; None when unknown.
+        uses_sqlite: whether Label Studio is known to keep its data in SQLite.
     """
 
     label_studio_url: str
     api_key: str
     backend: BackendAddress | None
     project_id: int | None
-    uses_sqlite: bool | None
+    uses_sqlite: bool
 
 
 def examine(patient: Patient) -> Iterator[Check]:

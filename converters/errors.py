@@ -1,6 +1,7 @@
 """Errors of the command line and the converters; each says what happened and what to do.
 
 CellAIError
+  + BackendUnreachableError    exit code 1: nothing answers at the URL of the ML backend
   + SourceError                exit code 3
   |   - NotHdf5Error           not HDF5, or truncated
   |   - MissingFilterError     a compression plugin is not available
@@ -47,6 +48,10 @@ class CellAIError(Exception):
     def __str__(self) -> str:
         """One line: what happened, then what to do."""
         return f"{self.message} {self.hint}"
+
+
+class BackendUnreachableError(CellAIError):
+    """Nothing answers at the URL of the ML backend."""
 
 
 class SourceError(CellAIError):

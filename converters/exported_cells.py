@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.errors import ExportError
+from converters.label_studio import Connection
 from converters.labels import ChosenLabel, chosen_label
+from converters.project import project_label_config
 
 CSV_NAME = "labels.csv"
 TEXT = h5py.string_dtype()
@@ -100,6 +102,16 @@ def export_task(
         group=str(data.get("group", "")),
         chosen=chosen,
     )
+
+
+def export_tasks(connection: Connection, project_id: int) -> list[ExportTask]:
+    """All tasks of a project with the label that the rule chooses."""
+    from_name = project_label_config(connection, project_id).from_name
+    annotators = {str(user["id"]): str(user["email"]) for user in connection.get("api/users/")}
+    rows = connection.get(
+        f"api/projects/{project_id}/export", exportType="JSON", download_all_tasks=True
+    )
+    return [export_task(row, from_name=from_name, annotators=annotators) for row in rows]
 
 
 def cells_table(tasks: Sequence[ExportTask]) -> NDArray[np.void]:

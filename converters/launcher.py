@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 from filelock import FileLock, Timeout
 
-from converters.backend_client import BackendClient, QueueState
+from converters.backend_client import STARTING, BackendClient, QueueState
 from converters.connection_file import (
     FILE_NAME,
     ConnectionFile,
@@ -31,10 +31,14 @@ from converters.project import (
     show_predictions,
 )
 from converters.screen import EDITOR_KEYMAP
+from converters.terminal import plain
 
 LABEL_STUDIO = "label-studio"
 BACKEND = "backend"
 POLL_SECONDS = 0.3
+# So long a trouble of the backend, such as a full disk, may last before `cellai up` gives up.
+PATIENCE_SECONDS = 300.0
+MAX_FAILED_JOBS = 3
 
 # Settings of Label Studio that a local installation needs; sources in docs/operations.md.
 LABEL_STUDIO_ENVIRONMENT = {
@@ -105,10 +109,7 @@ class Launcher:
                 hint="Stop it with Ctrl+C, or choose another --data-dir.",
             ) from error
         except OSError as error:
-            raise OutputError(
-                f"The data directory {self._data_dir} cannot be written ({error.strerror}).",
-                hint="Choose a folder that you may write with --data-dir.",
-            ) from error
+            raise _unwritable(self._data_dir, error) from error
         try:
             self._children = Children(self._data_dir)
             check_port(self._options.port, option="--port")
@@ -125,18 +126,28 @@ class Launcher:
         self._children.stop()
         self._lock.release()
 
-    def wait_until_up(self) -> None:
+    def wait_until_up(self, *, on_state: Callable[[str], None]) -> None:
         """Wait for Label Studio and for the backend's model.
 
+        Args:
+            on_state: told what the backend waits for, in a sentence.
+
         Raises:
-            CellAIError: a service keeps ending, or the model cannot be loaded.
+            CellAIError: a service keeps ending, the model cannot be loaded, or something keeps
+                the backend from work for minutes.
         """
         url = self.connection_file.label_studio_url
-        self._wait_for(lambda: answers(f"{url}/health"), LABEL_STUDIO)
+        started = time.monotonic()
+        while not answers(f"{url}/health"):
+            self._children.check()
+            time.sleep(POLL_SECONDS)
+        self._say(f"{LABEL_STUDIO} is up ({time.monotonic() - started:.0f} s)")
         self._connection = Connection(url, self.connection_file.api_key)
         self._connection.get("api/current-user/whoami")
         self._backend = BackendClient(self.connection_file.backend)
-        self._wait_for(self._backend.is_ready, BACKEND)
+        started = time.monotonic()
+        wait_for_backend(self._backend, check=self._children.check, on_state=on_state)
+        self._say(f"{BACKEND} is up ({time.monotonic() - started:.0f} s)")
 
     def import_sources(
         self, sources: Sequence[Path], *, on_progress: Callable[[int], None]
@@ -156,7 +167,7 @@ class Launcher:
                 label_config=self._options.label_config,
             )
             self.connection_file = replace(self.connection_file, project_id=project_id)
-            self.connection_file.write(self._data_dir)
+            self._store(self.connection_file)
         elif self._options.asks_for_classes:
             check_classes(
                 self._connection, project_id, read_label_config(self._options.label_config)
@@ -183,19 +194,27 @@ class Launcher:
     def wait_until_sorted(self, *, on_state: Callable[[QueueState], None]) -> QueueState:
         """Wait until every task has a score and Label Studio sorts by it.
 
+        Says so and returns if the backend's job fails again and again: what is wrong may be the
+        project's settings, and Label Studio must run for somebody to correct them.
+
         Raises:
-            CellAIError: the backend's job failed again and again.
+            CellAIError: a service keeps ending.
         """
+        before = self._backend.queue_state(self._project_id()).last_job
         while True:
             self._children.check()
             state = self._backend.queue_state(self._project_id())
             if state.is_sorted:
                 return state
-            if state.failures >= 3:
-                raise CellAIError(
-                    f"The queue cannot be sorted: {state.error}",
-                    hint=f"See {self._children.log(BACKEND)}.",
+            # Failures of earlier runs count too, but their cause may be gone.
+            if state.failures >= MAX_FAILED_JOBS and state.last_job > before:
+                self._say(
+                    plain(
+                        f"The queue cannot be sorted: {state.error} The backend tries again by"
+                        f" itself; its log is {self._children.log(BACKEND)}."
+                    )
                 )
+                return state
             on_state(state)
             time.sleep(POLL_SECONDS)
 
@@ -242,8 +261,15 @@ class Launcher:
             else fresh_connection(label_studio_url, backend_url)
         )
         connection = replace(stored, label_studio_url=label_studio_url, backend_url=backend_url)
-        connection.write(self._data_dir)
+        self._store(connection)
         return connection
+
+    def _store(self, connection: ConnectionFile) -> None:
+        """Keep the connection for scripts and later starts."""
+        try:
+            connection.write(self._data_dir)
+        except OSError as error:
+            raise _unwritable(self._data_dir, error) from error
 
     def _start(self) -> None:
         connection = self.connection_file
@@ -280,12 +306,37 @@ class Launcher:
             | ({"CELLAI_WEIGHTS": str(weights.resolve())} if weights else {}),
         )
 
-    def _wait_for(self, is_up: Callable[[], bool], name: str) -> None:
-        started = time.monotonic()
-        while not is_up():
-            self._children.check()
-            time.sleep(POLL_SECONDS)
-        self._say(f"{name} is up ({time.monotonic() - started:.0f} s)")
+
+def wait_for_backend(
+    backend: BackendClient,
+    *,
+    check: Callable[[], object],
+    on_state: Callable[[str], None],
+    patience_s: float = PATIENCE_SECONDS,
+) -> None:
+    """Wait until the backend has its model and can work.
+
+    Args:
+        backend: the one that was started.
+        check: called again and again; raises when it has ended for good.
+        on_state: told what the backend waits for, in its own words.
+        patience_s: how long something may keep the backend from work.
+
+    Raises:
+        CellAIError: it cannot load its model, or patience is at its end.
+    """
+    well_at = time.monotonic()
+    while not backend.is_ready():
+        check()
+        if backend.state in STARTING:
+            well_at = time.monotonic()
+        elif time.monotonic() - well_at > patience_s:
+            raise CellAIError(
+                f"The backend does not become ready: {backend.state}",
+                hint="Mend that, then run the same command again.",
+            )
+        on_state(backend.state)
+        time.sleep(POLL_SECONDS)
 
 
 def label_studio_command(port: int) -> list[str]:
@@ -299,6 +350,13 @@ def label_studio_command(port: int) -> list[str]:
         "--port",
         str(port),
     ]
+
+
+def _unwritable(data_dir: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"The data directory {data_dir} cannot be written ({error.strerror}).",
+        hint="Make room, or choose a folder that you may write with --data-dir.",
+    )
 
 
 def answers(url: str) -> bool:

@@ -6,7 +6,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from converters.errors import ConfigurationError
-from converters.exported_cells import ExportTask, export_task
 from converters.label_config import LabelConfig, read_label_config
 from converters.label_studio import Connection
 from converters.screen import data_manager_tabs
@@ -175,16 +174,6 @@ def link_report(
     text = "\n".join(lines) or REPORT_LINE + address
     if text != described:
         connection.patch(f"api/projects/{project_id}/", {"description": text})
-
-
-def export_tasks(connection: Connection, project_id: int) -> list[ExportTask]:
-    """All tasks of a project with the label that the rule chooses."""
-    from_name = project_label_config(connection, project_id).from_name
-    annotators = {str(user["id"]): str(user["email"]) for user in connection.get("api/users/")}
-    rows = connection.get(
-        f"api/projects/{project_id}/export", exportType="JSON", download_all_tasks=True
-    )
-    return [export_task(row, from_name=from_name, annotators=annotators) for row in rows]
 
 
 def _narrow_webhooks(

@@ -24,7 +24,7 @@ PROBE_EVENT = "CELLAI_DOCTOR"
 
 
 def check_project(
-    connection: Connection, project_id: int, *, serving: str | None, uses_sqlite: bool | None
+    connection: Connection, project_id: int, *, serving: str | None, uses_sqlite: bool
 ) -> Iterator[Check]:
     """Checks of one project.
 
@@ -32,7 +32,7 @@ def check_project(
         connection: to Label Studio.
         project_id: of the project.
         serving: the version that the backend says it serves; None when it did not say.
-        uses_sqlite: whether Label Studio keeps its data in SQLite; None when unknown.
+        uses_sqlite: whether Label Studio is known to keep its data in SQLite.
     """
     try:
         project = connection.get(f"api/projects/{project_id}/")
@@ -194,10 +194,10 @@ def _bucket_picture(connection: Connection, task_id: int, uri: str) -> Check:
     )
 
 
-def _database(project: Mapping[str, Any], *, uses_sqlite: bool | None) -> Check:
+def _database(project: Mapping[str, Any], *, uses_sqlite: bool) -> Check:
     n_tasks = project["task_number"]
-    if n_tasks <= LARGE_POOL or uses_sqlite is False:
-        kind = {True: "SQLite", False: "not SQLite", None: "unknown kind"}[uses_sqlite]
+    if n_tasks <= LARGE_POOL:
+        kind = "SQLite" if uses_sqlite else "unknown kind"
         return ok("Database", f"{kind}, {n_tasks} tasks")
     doubt = "" if uses_sqlite else " (if it is SQLite; over the network that cannot be seen)"
     return advice(

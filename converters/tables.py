@@ -1,5 +1,6 @@
 """What commands print: tables of problems, of the status, of an inspected source."""
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -9,6 +10,8 @@ from rich.table import Table
 from converters.inspection import Inspection
 from converters.problems import Problems
 from converters.terminal import plain
+
+NO_JOB = {"state": "none", "stage": "", "error": None}
 
 
 def problem_table(problems: Problems) -> Table:
@@ -33,16 +36,22 @@ def status_table(projects: Sequence[dict[str, Any]]) -> Table:
             {"metrics": {}},
         )
         macro_f1 = serving["metrics"].get("macro_f1")
-        job = project["jobs"][0] if project["jobs"] else {"state": "none", "stage": ""}
+        job = project["jobs"][0] if project["jobs"] else NO_JOB
         table.add_row(
             str(project["project_id"]),
             project["model_version"] or "none yet",
             str(serving.get("n_labels", 0)),
             "-" if macro_f1 is None else f"{macro_f1:.3f}",
-            str(project["open_tasks"]),
-            f"{job['state']} {job['stage']}".strip(),
+            "gone" if project["open_tasks"] is None else str(project["open_tasks"]),
+            plain(_told(job)),
         )
     return table
+
+
+def _told(job: dict[str, Any]) -> str:
+    """State and stage of a job, and the first sentence of what it failed of."""
+    error = re.split(r"(?<=\.)\s", job["error"] or "", maxsplit=1)[0]
+    return f"{job['state']} {job['stage']}".strip() + (f": {error}" if error else "")
 
 
 def version_table(project: dict[str, Any]) -> Table:

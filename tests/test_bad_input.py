@@ -10,6 +10,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from file_limit import longest_file
 from installation import Installation, free_port, run_cellai
 
 from converters.errors import ConfigurationError
@@ -141,6 +142,15 @@ def test_unwritable_data_dir(tmp_path: Path) -> None:
     answer = run_cellai("up", source, "--data-dir", tmp_path / "file" / "data", "--no-browser")
     assert answer.returncode == 5
     assert "cannot be written" in answer.stderr
+
+
+def test_full_disk(tmp_path: Path) -> None:
+    source = write_cells(tmp_path / "cells.seg")
+    with longest_file(10):
+        answer = run_cellai("up", source, "--data-dir", tmp_path / "data", "--no-browser")
+    assert answer.returncode == 5
+    assert "cannot be written (File too large)" in answer.stderr
+    assert "Traceback" not in answer.stderr
 
 
 def test_port_in_use(tmp_path: Path) -> None:

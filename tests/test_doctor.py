@@ -227,7 +227,7 @@ def test_large_pool_in_sqlite(patient: Patient, monkeypatch: pytest.MonkeyPatch)
     found = {check.name: check for check in examine(patient)}["Database"]
     assert found.verdict is Verdict.ADVICE
     assert "PostgreSQL" in found.fix
-    unknown = {c.name: c for c in examine(replace(patient, uses_sqlite=None))}["Database"]
+    unknown = {c.name: c for c in examine(replace(patient, uses_sqlite=False))}["Database"]
     assert "if it is SQLite" in unknown.finding
 
 
@@ -265,7 +265,7 @@ def test_no_backend(guarded_label_studio: Connection, demo: Installation) -> Non
         api_key=demo.connection_file.api_key,
         backend=None,
         project_id=None,
-        uses_sqlite=None,
+        uses_sqlite=False,
     )
     assert list(problems(nobody)) == ["Backend"]
 

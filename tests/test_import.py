@@ -8,7 +8,7 @@ from typing import Any
 
 import h5py
 import pytest
-from installation import CELLAI, Installation, run_cellai, wait_until
+from installation import CELLAI, Installation, free_port, run_cellai, wait_until
 
 from converters.importing import BATCH
 from converters.label_config import TEMPLATE_PATH
@@ -83,6 +83,28 @@ def test_file_with_a_long_name_gives_a_project_of_a_short_one(
     assert title == "CellAI: patient-17_measurement_patient-17_measure…"
     answer = run_cellai("import", *arguments, "--project", project_id)
     assert answer.returncode == 0, answer.stderr
+
+
+def test_backend_that_only_label_studio_reaches(demo: Installation, sample_file: Path) -> None:
+    """As with Compose, where the backend's name means something to its neighbours only."""
+    project_id = create_project(
+        demo.label_studio, title="out of reach", label_config=TEMPLATE_PATH.read_text()
+    )
+    connection = demo.connection_file
+    backend_url = connection.backend_url.replace("127.0.0.1", "localhost")
+    answer = run_cellai(
+        *_arguments(demo, sample_file, project_id),
+        *("--limit", 3, "--backend-url", backend_url),
+        CELLAI_BASIC_AUTH_USER=connection.backend_user,
+        CELLAI_BASIC_AUTH_PASSWORD=connection.backend_password,
+        http_proxy=f"http://127.0.0.1:{free_port()}",  # nothing answers there
+        no_proxy="127.0.0.1",
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout == f"{project_id}\n"
+    assert f"The backend at {backend_url} does not answer (ConnectError)." in answer.stderr
+    (attached,) = demo.label_studio.get("api/ml/", project=project_id)
+    assert attached["url"] == backend_url
 
 
 def test_both_kinds_of_token_work(demo: Installation) -> None:

@@ -1,5 +1,7 @@
 """Several projects on one backend, each with its own classes, versions and kind of picture."""
 
+import json
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -68,3 +70,14 @@ def test_folder_of_pictures_with_other_classes(demo: Installation, pictures: Pat
     assert chosen == set(names)
     tasks = demo.label_studio.get("api/tasks/", project=project_id, page_size=100)["tasks"]
     assert all(task["data"]["image"] and task["data"]["phase"] == "" for task in tasks)
+
+
+def test_status_of_a_project_that_was_just_deleted(demo: Installation, sample_file: Path) -> None:
+    with closing(demo.new_project(sample_file, "soon gone")) as project:
+        wait_until(project.status, deadline_s=30, what="project in the backend's status")
+        project.label_studio.request("DELETE", f"api/projects/{project.project_id}/")
+    answer = run_cellai("status", "--data-dir", demo.data_dir, "--json")
+    assert answer.returncode == 0, answer.stderr
+    open_tasks = {row["project_id"]: row["open_tasks"] for row in json.loads(answer.stdout)}
+    assert open_tasks.get(project.project_id) is None  # forgotten already, or without tasks
+    assert open_tasks[demo.project_id] is not None
