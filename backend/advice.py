@@ -14,13 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from backend.history import VersionRecord
+from backend.history import STEP_LABELS, VersionRecord
 from backend.training import MIN_HOLDOUT_LABELS
 
 STABLE = 0.99
 WINDOW = 3
-# A version a few labels later agrees whatever the state of learning.
-STEP_LABELS = 20
 # With fewer shared cells one changed prediction moves kappa by more than the margin to 1.
 MIN_SHARED = 100
 

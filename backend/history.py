@@ -3,13 +3,14 @@
     history/<project id>/<version>.json
 
 Written where the queue is ordered, one small file per version whatever the size of the pool.
-The registry forgets old versions, the learning curve should not.
+The registry forgets old versions, the learning curve should not; of old records only what the
+report uses is kept.
 """
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,9 @@ from converters.durable import replacing
 UNCERTAINTY_BINS = 20
 # Source: Bloodgood and Vijay-Shanker 2009, section 3.1: a stop set of 2000 examples suffices.
 STOP_SET_SIZE = 2000
+# Labels between two versions whose predictions the stop rule compares (backend.advice): one a few
+# labels later agrees whatever the state of learning.
+STEP_LABELS = 20
 # Enough to fill the report's gallery although the first of them are labelled meanwhile.
 FRONT_SIZE = 100
 
@@ -58,8 +62,8 @@ class VersionRecord:
         uncertainty_counts: open tasks in each of UNCERTAINTY_BINS equal bins of [0, 1]; empty at
             cold start.
         stop_set: predicted class index by task id, of open tasks that are the same in every
-            version until they are labelled.
-        front: the first cells of the queue, in order.
+            version until they are labelled; empty where the stop rule does not compare it.
+        front: the first cells of the queue, in order; empty in older records.
     """
 
     version: str
@@ -81,11 +85,12 @@ class History:
         self._folder = folder
 
     def write(self, project_id: int, record: VersionRecord) -> None:
-        """Store a record; one of the same version is replaced."""
-        target = self._folder / str(project_id) / f"{record.version}.json"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(target) as path:
-            path.write_text(json.dumps(asdict(record)))
+        """Store a record, one of the same version is replaced; thin the others."""
+        self._store(project_id, record)
+        stored = self._stored(project_id)
+        for kept, thin in zip(stored, _thinned(stored, newest=record.version), strict=True):
+            if thin != kept:
+                self._store(project_id, thin)
 
     def records(self, project_id: int, *, versions: Sequence[Version]) -> list[VersionRecord]:
         """All records of a project, oldest first.
@@ -95,14 +100,46 @@ class History:
             versions: of the registry; those without a record (never served, or stored before
                 records were kept) are told without their view of the pool.
         """
-        found = {
-            record.version: record
-            for path in (self._folder / str(project_id)).glob("[!.]*.json")
-            if (record := _read(path)) is not None
-        }
+        found = {record.version: record for record in self._stored(project_id)}
         for version in versions:
             found.setdefault(version.version, _without_pool(version))
         return sorted(found.values(), key=lambda record: age_order(record.version))
+
+    def _store(self, project_id: int, record: VersionRecord) -> None:
+        target = self._folder / str(project_id) / f"{record.version}.json"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(target) as path:
+            path.write_text(json.dumps(asdict(record)))
+
+    def _stored(self, project_id: int) -> list[VersionRecord]:
+        """The readable records, oldest first."""
+        paths = (self._folder / str(project_id)).glob("[!.]*.json")
+        found = [record for path in paths if (record := _read(path)) is not None]
+        return sorted(found, key=lambda record: age_order(record.version))
+
+
+def _thinned(records: Sequence[VersionRecord], *, newest: str) -> Iterator[VersionRecord]:
+    """The records, oldest first, without what no report reads again.
+
+    The queue's first cells stay in the newest record and in the one before, which is served until
+    the queue is switched. Stop sets stay where the stop rule compares them, now and later: it
+    goes from the oldest on in steps of STEP_LABELS, of versions with the same classes.
+    """
+    others = [record.version for record in records if record.front and record.version != newest]
+    with_front = {newest, *others[-1:]}
+    compared_at: dict[tuple[str, ...], int] = {}
+    for record in records:
+        n_before = compared_at.get(record.classes, record.n_labels - STEP_LABELS)
+        is_compared = (
+            record.promoted and record.stop_set and record.n_labels - n_before >= STEP_LABELS
+        )
+        if is_compared:
+            compared_at[record.classes] = record.n_labels
+        yield replace(
+            record,
+            front=record.front if record.version in with_front else (),
+            stop_set=record.stop_set if is_compared else {},
+        )
 
 
 def summarise(snapshot: Snapshot, pool: Pool, rescored: Rescored) -> VersionRecord:

@@ -1,11 +1,20 @@
 """What is kept of each version, and that it stays readable."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from backend.history import FRONT_SIZE, STOP_SET_SIZE, History, VersionRecord, summarise
+from backend.advice import agreements
+from backend.history import (
+    FRONT_SIZE,
+    STOP_SET_SIZE,
+    History,
+    QueuedCell,
+    VersionRecord,
+    summarise,
+)
 from backend.label_studio import Task
 from backend.pool import Pool
 from backend.prediction import Predicted
@@ -114,3 +123,53 @@ def test_damaged_record_is_passed_over(tmp_path: Path, content: str) -> None:
     (tmp_path / "3").mkdir()
     (tmp_path / "3" / "cellai-0001.json").write_text(content)
     assert History(tmp_path).records(3, versions=[]) == []
+
+
+def stored(number: int, *, n_labels: int, **changes: Any) -> VersionRecord:
+    """A record with a full stop set, made at random, and a full front."""
+    rng = np.random.default_rng(number)
+    cell = QueuedCell(1, "/data/local-files/?d=p/1.png", "/c/1.html", 0.5, "a", 0.9)
+    parts: dict[str, Any] = {
+        "version": f"cellai-{number:04}",
+        "created_at": "2026-01-02T00:00:00+00:00",
+        "classes": ("a", "b"),
+        "n_labels": n_labels,
+        "metrics": {"macro_f1": 0.5, "macro_f1_se": 0.1},
+        "stop_set": dict(enumerate(rng.integers(0, 2, STOP_SET_SIZE).tolist())),
+        "front": (cell,) * FRONT_SIZE,
+    }
+    return VersionRecord(**parts | changes)
+
+
+def test_old_records_keep_what_the_report_reads_and_no_more(tmp_path: Path) -> None:
+    """The stop rule's comparisons, those of every moment, stay the same to the bit."""
+    history = History(tmp_path)
+    all_records: list[VersionRecord] = []
+    n_labels = 30
+    for number in range(1, 40):
+        n_labels += number % 9 - 1  # labels are taken back now and then
+        changes: dict[str, Any] = {"promoted": number % 7 != 0}
+        if number == 20:
+            changes["classes"] = ("a", "b", "c")
+        record = stored(number, n_labels=n_labels, **changes)
+        all_records.append(record)
+        history.write(3, record)
+        judged, kept_judged = (
+            [known for known in records if known.promoted]
+            for records in (all_records, history.records(3, versions=[]))
+        )
+        assert agreements(kept_judged) == agreements(judged)
+    kept = history.records(3, versions=[])
+    assert len(agreements([record for record in kept if record.promoted])) > 4
+    assert [len(record.front) for record in kept] == [0] * 37 + [FRONT_SIZE] * 2
+    sizes = [path.stat().st_size for path in (tmp_path / "3").iterdir()]
+    assert sum(size < 1000 for size in sizes) > 25
+
+
+def test_version_that_serves_again_has_a_front(tmp_path: Path) -> None:
+    history = History(tmp_path)
+    for number in (1, 2, 3):
+        history.write(3, stored(number, n_labels=30 * number))
+    history.write(3, stored(1, n_labels=30))
+    kept = history.records(3, versions=[])
+    assert [bool(record.front) for record in kept] == [True, False, True]
