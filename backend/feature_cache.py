@@ -10,10 +10,11 @@ date) had, so that known pictures need not be read again.
 
 import hashlib
 import logging
+import shutil
 import sqlite3
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,16 +65,18 @@ class FeatureCache:
         folder: root of all trunks' caches; made when missing.
         trunk: whose records these are.
         max_bytes: size limit of the records; the oldest go first, activations (which only
-            maps need) before features.
+            maps need) before features. Records of other trunks go where all exceed it.
     """
 
     def __init__(self, folder: Path, trunk: Trunk, *, max_bytes: int) -> None:
-        own = folder / trunk.trunk_id
-        own.mkdir(parents=True, exist_ok=True)
-        self._records = _Database(own / "features.sqlite", schema=_RECORDS)
+        self._folder = folder
+        self._own = folder / trunk.trunk_id
+        self._own.mkdir(parents=True, exist_ok=True)
+        self._records = _Database(self._own / "features.sqlite", schema=_RECORDS)
         self._pictures = _Database(folder / "pictures.sqlite", schema=_PICTURES)
         self._max_bytes = max_bytes
         self._feature_dim = trunk.feature_dim
+        self._feature_bytes = 2 * trunk.feature_dim
         self._activation_shape = trunk.activation_shape
 
     def get_features(self, keys: Sequence[str]) -> tuple[FloatArray, BoolArray]:
@@ -111,6 +114,7 @@ class FeatureCache:
             _insert(connection, "features", binary, extracted.features.astype(np.float16))
             _insert(connection, "activations", binary, extracted.activations)
             self._evict(connection)
+        self._make_room()
 
     def known_keys(self, identities: Sequence[str], *, mode: str) -> list[str | None]:
         """Content keys of pictures seen before.
@@ -130,13 +134,17 @@ class FeatureCache:
         return [None if key is None else key.hex() for key in keys]
 
     def remember(self, identities: Sequence[str], keys: Sequence[str], *, mode: str) -> None:
-        """Record the content keys of pictures for `known_keys`."""
+        """Record the content keys of pictures for `known_keys`.
+
+        The newest are kept, as many as there may be records of features.
+        """
         rows = [
             (_identity(identity, mode), bytes.fromhex(key))
             for identity, key in zip(identities, keys, strict=True)
         ]
         with self._pictures.transaction() as connection:
             connection.executemany("INSERT OR REPLACE INTO pictures VALUES (?, ?)", rows)
+            _keep_newest(connection, "pictures", self._max_bytes // self._feature_bytes)
 
     def _read(
         self, table: str, keys: Sequence[str], shape: tuple[int, ...]
@@ -156,14 +164,28 @@ class FeatureCache:
 
     def _evict(self, connection: sqlite3.Connection) -> None:
         """Delete the oldest records above the size limit."""
-        feature_bytes = 2 * self._feature_dim
         activation_bytes = 2 * int(np.prod(self._activation_shape))
         n_features = _span(connection, "features")
         n_activations = _span(connection, "activations")
-        keep_features = min(n_features, self._max_bytes // feature_bytes)
-        left_bytes = self._max_bytes - keep_features * feature_bytes
+        keep_features = min(n_features, self._max_bytes // self._feature_bytes)
+        left_bytes = self._max_bytes - keep_features * self._feature_bytes
         _keep_newest(connection, "features", keep_features)
         _keep_newest(connection, "activations", min(n_activations, left_bytes // activation_bytes))
+
+    def _make_room(self) -> None:
+        """Delete the records of other trunks, the longest unused first, while all are too many."""
+        found = {}
+        for file in self._folder.glob("*/features.sqlite"):
+            with suppress(FileNotFoundError):  # another process makes room, too
+                found[file.parent] = file.stat()
+        n_bytes = sum(status.st_size for status in found.values())
+        found.pop(self._own, None)
+        for folder, status in sorted(found.items(), key=lambda item: item[1].st_mtime):
+            if n_bytes <= self._max_bytes:
+                return
+            shutil.rmtree(folder, ignore_errors=True)
+            n_bytes -= status.st_size
+            _log.info("The features of another trunk, %s, are deleted to make room.", folder.name)
 
 
 class _Database:
@@ -283,6 +305,6 @@ def _span(connection: sqlite3.Connection, table: str) -> int:
 
 def _keep_newest(connection: sqlite3.Connection, table: str, count: int) -> None:
     connection.execute(
-        f"DELETE FROM {table} WHERE id <= (SELECT max(id) FROM {table}) - ?",  # noqa: S608 (table is ours)
+        f"DELETE FROM {table} WHERE rowid <= (SELECT max(rowid) FROM {table}) - ?",  # noqa: S608 (table is ours)
         (count,),
     )

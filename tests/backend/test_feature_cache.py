@@ -1,6 +1,7 @@
 """Features and the cache: deterministic, by content, damaged or stale records count as missing."""
 
 import itertools
+import os
 import sqlite3
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -135,6 +136,38 @@ def test_known_pictures_need_not_be_read(trunk: Trunk, tmp_path: Path) -> None:
     cache.remember(["a|1|2"], ["ab" * 32], mode="both")
     assert cache.known_keys(["a|1|2", "a|1|3"], mode="both") == ["ab" * 32, None]
     assert cache.known_keys(["a|1|2"], mode="phase") == [None]
+
+
+def test_known_pictures_are_bounded_on_the_disk(trunk: Trunk, tmp_path: Path) -> None:
+    n_kept = 500
+    cache = FeatureCache(tmp_path, trunk, max_bytes=n_kept * 2 * trunk.feature_dim)
+    sizes = []
+    for turn in range(20):
+        names = [f"picture {turn} {number}" for number in range(n_kept)]
+        cache.remember(names, ["ab" * 32] * n_kept, mode="both")
+        assert None not in cache.known_keys(names, mode="both")
+        sizes.append((tmp_path / "pictures.sqlite").stat().st_size)
+    assert cache.known_keys(["picture 18 499"], mode="both") == [None]
+    assert sizes[-1] < 1.5 * sizes[4]
+
+
+def test_records_of_other_trunks_make_room_the_longest_unused_first(
+    trunk: Trunk, pixels: NDArray[Any], tmp_path: Path
+) -> None:
+    others = [tmp_path / name for name in ("older", "newer")]
+    for age, folder in zip((2000, 1000), others, strict=True):
+        folder.mkdir()
+        file = folder / "features.sqlite"
+        file.write_bytes(bytes(1_000_000))
+        os.utime(file, (time.time() - age,) * 2)
+    keys = [content_key(crop, mode="both") for crop in pixels]
+    extracted = trunk.extract(pixels, mode="both")
+    for limit, left in ((10_000_000, others), (1_900_000, others[1:]), (900_000, [])):
+        cache = FeatureCache(tmp_path, trunk, max_bytes=limit)
+        cache.put_many(keys, extracted)
+        assert [folder for folder in others if folder.exists()] == left
+        assert sum(file.stat().st_size for file in tmp_path.glob("*/features.sqlite")) <= limit
+        assert cache.get_features(keys)[1].all()
 
 
 PATIENCE_S = 180  # a process of its own first loads torch
