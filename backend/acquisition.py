@@ -18,7 +18,6 @@ FloatArray = NDArray[np.float32]
 Float64Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
-STRATEGIES = ("cellai", "entropy", "margin", "bald", "random")
 PRIORITY_STEP = 1e-7  # least distance of two priorities
 
 # Labels are few before the next retraining, so only the head of the queue is chosen jointly.
@@ -48,7 +47,7 @@ def queue_priorities(
         pool_features: (N, D).
         mc_probabilities: (T, N, K).
         labels: class index of the crops labelled so far, (M,).
-        strategy: one of STRATEGIES.
+        strategy: one of `settings.Acquisition`.
         seed: decides where the strategy is random.
 
     Returns:

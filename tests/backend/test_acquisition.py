@@ -1,6 +1,6 @@
 """The order of the queue: strict, in range, known rankings, classes in turn."""
 
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from backend.acquisition import (
     PRIORITY_STEP,
-    STRATEGIES,
     balanced_diverse_order,
     clusters_in_turn,
     cold_start_priorities,
@@ -18,6 +17,7 @@ from backend.acquisition import (
     queue_priorities,
 )
 from backend.errors import DivergedError
+from backend.settings import Acquisition
 from backend.uncertainty import (
     margin_uncertainty,
     mutual_information,
@@ -32,7 +32,7 @@ def draw(n_crops: int, *, n_classes: int = 4, passes: int = 6, seed: int = 0) ->
     return rng.dirichlet([0.5] * n_classes, (passes, n_crops)).astype(np.float32)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", get_args(Acquisition))
 @pytest.mark.parametrize("n_crops", [1, 2, 300])
 def test_priorities_are_different_and_in_range(strategy: str, n_crops: int) -> None:
     rng = np.random.default_rng(0)
@@ -129,3 +129,19 @@ def test_uncertainties_of_known_cases() -> None:
     np.testing.assert_allclose(predictive_entropy(passes), [0, 1, 1], atol=1e-6)
     np.testing.assert_allclose(mutual_information(passes), [0, 0, 1], atol=1e-6)
     np.testing.assert_allclose(margin_uncertainty(passes.mean(axis=0)), [0, 1, 1], atol=1e-6)
+
+
+@pytest.mark.parametrize("strategy", get_args(Acquisition))
+def test_same_pool_and_seed_give_the_same_order(strategy: str) -> None:
+    features = np.random.default_rng(0).normal(size=(500, 16)).astype(np.float32)
+    orders = [
+        queue_priorities(features, draw(500), np.array([0, 1]), strategy=strategy, seed=3)
+        for _ in range(2)
+    ]
+    np.testing.assert_array_equal(*orders)
+
+
+def test_same_pool_and_seed_give_the_same_cold_start() -> None:
+    features = np.random.default_rng(0).normal(size=(500, 16)).astype(np.float32)
+    orders = [cold_start_priorities(features, seed=3) for _ in range(2)]
+    np.testing.assert_array_equal(*orders)
