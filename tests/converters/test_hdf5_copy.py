@@ -6,8 +6,15 @@ import h5py
 import numpy as np
 import pytest
 
-from converters.errors import OutputError, UnreadableSourceError
+from converters.errors import (
+    BrokenLinkError,
+    NotHdf5Error,
+    OutputError,
+    ShapeMismatchError,
+    UnreadableSourceError,
+)
 from converters.hdf5_copy import check_unchanged, copy_hdf5, same_content
+from converters.object_values import check_object_values
 from converters.source import Hdf5Source
 
 IMAGES = np.random.default_rng(0).normal(size=(5, 4, 3)).astype(np.float32)
@@ -135,3 +142,121 @@ def test_file_marked_as_being_written_is_refused_with_its_cure(tmp_path: Path) -
         pytest.raises(UnreadableSourceError, match="h5clear"),
     ):
         copy_hdf5(source, tmp_path / "copy.h5")
+
+
+def copied(path: Path, target: Path) -> h5py.File:
+    """The copy, compared with its source."""
+    with Hdf5Source(path) as source:
+        copy_hdf5(source, target)
+        with h5py.File(target) as copy:
+            check_unchanged(source, copy, moved={})
+    return h5py.File(target)
+
+
+def test_groups_deeper_than_python_can_recurse(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "deep.h5", "w") as file:
+        group = file.create_group("start")
+        for _ in range(2000):
+            group = group.create_group("g")
+        group["images"] = IMAGES
+    with h5py.File(tmp_path / "main.h5", "w") as file:
+        file["deep"] = h5py.ExternalLink("deep.h5", "start")
+    with copied(tmp_path / "deep.h5", tmp_path / "copy.h5") as copy:
+        np.testing.assert_array_equal(copy["start" + "/g" * 2000 + "/images"], IMAGES)
+    with pytest.raises(BrokenLinkError, match="in more than 100 groups in each other"):
+        copied(tmp_path / "main.h5", tmp_path / "copy.h5")
+
+
+def test_name_that_is_no_text_is_kept(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "odd.h5", "w") as file:
+        h5py.h5g.create(file.id, b"no \xff text")
+        file["images"] = IMAGES
+    with copied(tmp_path / "odd.h5", tmp_path / "copy.h5") as copy:
+        np.testing.assert_array_equal(copy["images"], IMAGES)
+        assert copy.id.links.exists(b"no \xff text")
+
+
+def test_borrowed_members_that_are_linked_many_times_are_written_once(tmp_path: Path) -> None:
+    """Each of 60 groups leads twice into the next: written out, that is 2^60 groups."""
+    with h5py.File(tmp_path / "frames.h5", "w") as file:
+        group = file.create_group("g")
+        for _ in range(60):
+            inner = group.create_group("a")
+            group["b"] = inner
+            group = inner
+        group["images"] = IMAGES
+        for number in range(50):
+            group[f"again{number}"] = group["images"]
+    with h5py.File(tmp_path / "main.h5", "w") as file:
+        file["g"] = h5py.ExternalLink("frames.h5", "g")
+    with copied(tmp_path / "main.h5", tmp_path / "copy.h5") as copy:
+        np.testing.assert_array_equal(copy["g" + "/a/b" * 30 + "/again7"], IMAGES)
+        assert copy["g/a"] == copy["g/b"]
+    assert (tmp_path / "copy.h5").stat().st_size < 2**20
+
+
+def test_shape_without_content_costs_neither_time_nor_disk(tmp_path: Path) -> None:
+    shape = (2**40, 48, 48)
+    with h5py.File(tmp_path / "frames.h5", "w") as file:
+        file.create_dataset("chunks", shape, "f4", chunks=(64, 48, 48))
+        file["chunks"][:64] = 1
+    with h5py.File(tmp_path / "main.h5", "w") as file:
+        file.create_dataset("own", shape, "f4", chunks=(64, 48, 48))
+        file.create_dataset("whole", shape, "f4")
+        file["chunks"] = h5py.ExternalLink("frames.h5", "chunks")
+    with copied(tmp_path / "main.h5", tmp_path / "copy.h5") as copy:
+        assert copy["chunks"][63, 0, 0] == 1
+        assert copy["chunks"].shape == shape
+
+
+@pytest.mark.parametrize("kind", ["virtual", "raw"])
+def test_borrowed_data_that_unfold_without_end_are_refused(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "pixels.bin").write_bytes(bytes(100))
+    with h5py.File(tmp_path / "frames.h5", "w") as file:
+        file["images"] = IMAGES
+    with h5py.File(tmp_path / "main.h5", "w") as file:
+        if kind == "virtual":
+            layout = h5py.VirtualLayout((2**40, 4, 3), np.float32)
+            layout[:5] = h5py.VirtualSource("frames.h5", "images", shape=IMAGES.shape)
+            file.create_virtual_dataset("images", layout)
+        else:
+            storage = [(str(tmp_path / "pixels.bin"), 0, h5py.h5f.UNLIMITED)]
+            file.create_dataset("images", (2**40,), "u1", external=storage)
+    with (
+        Hdf5Source(tmp_path / "main.h5") as source,
+        pytest.raises(ShapeMismatchError, match="declares"),
+    ):
+        copy_hdf5(source, tmp_path / "copy.h5")
+
+
+def shared_text(path: Path) -> Path:
+    """60,000 rows that all are one text of a megabyte."""
+    with h5py.File(path, "w") as file:
+        text = file.create_dataset("text", (60_000,), h5py.string_dtype())
+        text[0] = "x" * 2**20
+        file.flush()
+        offset = text.id.get_offset()
+    content = bytearray(path.read_bytes())
+    content[offset : offset + 16 * 60_000] = content[offset : offset + 16] * 60_000
+    path.write_bytes(content)
+    return path
+
+
+def test_text_that_all_rows_share_is_refused(tmp_path: Path) -> None:
+    with (
+        Hdf5Source(shared_text(tmp_path / "text.h5")) as source,
+        pytest.raises(ShapeMismatchError, match="more than 250 times as long as the file"),
+    ):
+        check_object_values(source, outside_links=False)
+
+
+def test_damage_of_the_source_is_not_blamed_on_the_disk(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "damaged.h5", "w") as file:
+        file["text"] = ["rbc", "wbc"]
+        file.flush()
+        offset = file["text"].id.get_offset()
+    content = bytearray((tmp_path / "damaged.h5").read_bytes())
+    content[offset + 4 : offset + 12] = (2**50).to_bytes(8, "little")
+    (tmp_path / "damaged.h5").write_bytes(content)
+    with pytest.raises(NotHdf5Error, match="'text' cannot be read; the file is damaged"):
+        copied(tmp_path / "damaged.h5", tmp_path / "copy.h5")

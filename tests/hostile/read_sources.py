@@ -3,9 +3,12 @@
     python read_sources.py mutations FIRST COUNT FOLDER
     python read_sources.py structures SEED COUNT FOLDER
     python read_sources.py attacks FIRST COUNT FOLDER
+    python read_sources.py kept FIRST COUNT FOLDER
     python read_sources.py mutations FIRST COUNT FOLDER here
+    python read_sources.py attacks FIRST COUNT FOLDER export beside
 
-With "here" columns of text are read in this process, not in one of their own.
+With "here" columns of text are read in this process, not in one of their own; with "export" labels
+are written into a copy of the file instead; with "beside" there are sound cells in it, too.
 
 Prints one JSON object per case, before it ("begin") and after it. A case that lasts longer than
 `MAX_SECONDS` or breaks the interpreter ends the process, with the traceback on standard error.
@@ -13,16 +16,17 @@ Prints one JSON object per case, before it ("begin") and after it. A case that l
 
 import ctypes
 import faulthandler
+import gzip
 import io
 import json
 import os
-import resource
 import signal
 import struct
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -32,6 +36,7 @@ from hdf5_attacks import ATTACKS
 from hdf5_mutations import damaged
 from hdf5_seeds import seed_files
 from hdf5_structures import write_structures
+from label_copies import beside_cells, export
 from numpy.typing import NDArray
 from rich.console import Console
 
@@ -50,6 +55,8 @@ MAX_WAIT_SECONDS = 180
 MAX_CROPS = 1000
 IN_ACCESS, IN_OPEN, IN_NONBLOCK = 0x1, 0x20, 0o4000
 OPTIONS = ReadOptions()
+# Mutations that once broke something. Their numbers would give other files with another h5py.
+KEPT = sorted((Path(__file__).parent / "regressions").glob("*.gz"))
 
 
 class Watched:
@@ -94,22 +101,34 @@ def read(path: Path) -> str:
     return outcome or ("crops" if n_crops else "no crop")
 
 
+def reset_peak() -> None:
+    """Lets `peak_bytes` begin anew, so that no case hides behind a larger one before it."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_bytes() -> int:
-    """Largest resident size that the process ever had."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    """Largest resident size that the process had since `reset_peak` (Linux: VmHWM)."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
 
 
-def run(name: str, write: Callable[[Path], Path], folder: Path) -> None:
-    """One case: write the file, read it, say what happened."""
+def run(
+    name: str,
+    write: Callable[[Path], Path],
+    folder: Path,
+    *,
+    use: Callable[[Path], str] = read,
+) -> None:
+    """One case: write the file, read it or what `use` does with it, say what happened."""
     path = write(folder)
     say(begin=name)
     watched = Watched(folder.parent / "outside")
+    reset_peak()
     before, began = peak_bytes(), time.process_time()
     faulthandler.dump_traceback_later(MAX_WAIT_SECONDS, exit=True)
     signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS)
     try:
-        outcome, trace = read(path), ""
+        outcome, trace = use(path), ""
     except Exception:  # noqa: BLE001  what is looked for
         outcome, trace = "FAILED", traceback.format_exc()
     signal.setitimer(signal.ITIMER_PROF, 0)
@@ -130,11 +149,22 @@ def say(**fields: Any) -> None:
     print(json.dumps(fields), flush=True)
 
 
+def unpacked(kept: Path, folder: Path) -> Path:
+    """A file of `KEPT` as it was."""
+    path = folder / "case.h5"
+    path.write_bytes(gzip.decompress(kept.read_bytes()))
+    return path
+
+
 def cases(kind: str, first: int, count: int) -> Iterator[tuple[str, Callable[[Path], Path]]]:
     """Name and writer of each case that does not come from hypothesis."""
     if kind == "attacks":
         for name in list(ATTACKS)[first : first + count]:
             yield name, ATTACKS[name]
+        return
+    if kind == "kept":
+        for kept in KEPT[first : first + count]:
+            yield kept.stem, partial(unpacked, kept)
         return
     seeds = seed_files()
     for number in range(first, first + count):
@@ -165,14 +195,17 @@ def main() -> None:
     faulthandler.enable()
     faulthandler.register(signal.SIGPROF, chain=True)
     kind, first, count, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
-    if sys.argv[5:] == ["here"]:
+    options = sys.argv[5:]
+    if "here" in options:
         text_columns._read = read_text_here  # type: ignore[assignment]
     os.chdir(folder)
     if kind == "structures":
         write_structures(first, count, folder, run)
         return
+    use = partial(export, options=OPTIONS) if "export" in options else read
     for name, write in cases(kind, first, count):
-        run(name, write, folder)
+        written = beside_cells(write) if "beside" in options else write
+        run(name, written, folder, use=use)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from hdf5_attacks import ATTACKS
 from installation import run_cellai
+from read_sources import KEPT, peak_bytes, reset_peak
 
 from converters.errors import NotHdf5Error
 from converters.memory_limit import MAX_MEMORY_BYTES
@@ -26,6 +27,8 @@ N_LONG = {"mutations": 10_000, "structures": 2_000}
 # Ten thousand mutations read text within the process that may die, twice as fast; that the reader's
 # answer is understood, and its rows counted, the others try.
 HERE = {"mutations": ["here"], "structures": []}
+# Files that the walk through the structure, which the child process leaves out, may refuse.
+REFUSED_KINDS = {"mutations", "kept"}
 BATCH = 250
 N_WORKERS = 2
 # Resident size also counts pages of files that a case maps or reads.
@@ -86,11 +89,16 @@ def run_child(kind: str, first: int, count: int, folder: Path, tally: Tally, *op
     tally.outcomes.update(line["outcome"] for line in ended)
     for line in ended:
         tally.failures.extend(judge(line))
-    if child.returncode and options and begun:
-        run_child(kind, first + len(begun) - 1, 1, folder, tally)  # with processes for text
+    if child.returncode and "here" in options and begun:
+        others = [option for option in options if option != "here"]
+        run_child(kind, first + len(begun) - 1, 1, folder, tally, *others)  # with text processes
     elif child.returncode:
         last = begun[-1] if len(begun) > len(ended) else "no case"
-        if len(begun) > len(ended) and kind == "mutations" and is_refused(folder / "cases/case.h5"):
+        if (
+            len(begun) > len(ended)
+            and kind in REFUSED_KINDS
+            and is_refused(folder / "cases/case.h5")
+        ):
             tally.outcomes["refused by the check of the structure"] += 1
         else:
             tally.failures.append(f"{last}: died with {child.returncode}\n{child.stderr[-3000:]}")
@@ -122,16 +130,52 @@ def test_some_hundred_cases(kind: str, count: int, tmp_path: Path) -> None:
     assert tally.outcomes["crops"] < count * 0.95
 
 
-def test_text_without_end(tmp_path: Path) -> None:
-    """Once libhdf5 spun for ever over the text of this damaged file."""
-    check(run_batch("mutations", 7083, 1, tmp_path), at_least=1)
-
-
-def test_structure_without_end(tmp_path: Path) -> None:
-    """libhdf5 spins for ever over the virtual dataset of this damaged file."""
-    tally = run_batch("mutations", 7103, 1, tmp_path)
+@pytest.mark.parametrize(
+    ("name", "is_refused_at_once"),
+    [
+        # Once libhdf5 spun for ever over the text of this damaged file,
+        ("mutation-7083", False),
+        # and over the virtual datasets of these.
+        ("mutation-7103", True),
+        pytest.param("mutation-7119", True, marks=pytest.mark.faults),
+    ],
+)
+def test_kept_files_that_never_ended(name: str, is_refused_at_once: bool, tmp_path: Path) -> None:
+    number = [path.name for path in KEPT].index(f"{name}.h5.gz")
+    tally = run_batch("kept", number, 1, tmp_path)
     check(tally, at_least=1)
-    assert tally.outcomes["refused by the check of the structure"] == 1
+    assert tally.outcomes["refused by the check of the structure"] == is_refused_at_once
+
+
+def test_labels_into_copies_of_attacks(tmp_path: Path) -> None:
+    """Export reads all that a file holds, so each attack stands beside sound cells, too."""
+    for options in (["export"], ["export", "beside"]):
+        tally = run_batch("attacks", 0, len(ATTACKS), tmp_path / options[-1], *options)
+        check(tally, at_least=len(ATTACKS))
+        assert tally.outcomes["exported"] >= 5
+        assert not tally.outcomes["OutputError"]  # would blame the disk
+
+
+def test_labels_into_copies_of_damaged_files(tmp_path: Path) -> None:
+    tally = run_batch("mutations", 0, 150, tmp_path, "export")
+    check(tally, at_least=150)
+    assert tally.outcomes["exported"] > 15
+    assert not tally.outcomes["OutputError"]
+
+
+def test_copy_of_a_file_whose_text_never_ends_is_refused(tmp_path: Path) -> None:
+    tally = run_batch("kept", 0, 1, tmp_path, "export", "beside")
+    check(tally, at_least=1)
+    assert tally.outcomes["NotHdf5Error"] == 1
+
+
+def test_peak_of_memory_is_that_of_the_case() -> None:
+    reset_peak()
+    before = peak_bytes()
+    np.ones(2**25)
+    assert peak_bytes() - before > 2**27
+    reset_peak()
+    assert peak_bytes() - before < 2**26
 
 
 @pytest.mark.faults
@@ -147,3 +191,13 @@ def test_ten_thousand_cases(kind: str, tmp_path: Path) -> None:
         for batch in batches:
             whole.add(batch.result())
     check(whole, at_least=N_LONG[kind])
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(1200)
+def test_labels_into_copies_of_a_thousand_damaged_files(tmp_path: Path) -> None:
+    whole = Tally()
+    for first in range(1000, 2000, BATCH):
+        whole.add(run_batch("mutations", first, BATCH, tmp_path, "export"))
+    check(whole, at_least=1000)
+    assert not whole.outcomes["OutputError"]
