@@ -30,7 +30,6 @@ from converters.hdf5_copy import check_unchanged, copy_hdf5
 from converters.label_writing import WrittenLabels, check_labels, keep_old, write_labels
 from converters.layouts import Layout, recognise
 from converters.object_values import check_object_values
-from converters.object_values import check_object_values
 from converters.source import Hdf5Source, fingerprint
 from converters.structure import check_structure
 
@@ -192,7 +191,6 @@ def _export_file(
     with Hdf5Source(file.path, name=name, outside_links=file.read.outside_links) as source:
         layout = recognise(source, file.read.layout)
         _check_places(source, layout, tasks)
-        check_object_values(source, outside_links=file.read.outside_links)
         check_object_values(source, outside_links=file.read.outside_links)
         cells = cells_table([task for task in tasks if task.chosen is not None])
         copy_hdf5(source, staged, spare_bytes=_spare_bytes(layout, len(cells), classes=classes))
