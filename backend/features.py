@@ -12,13 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from backend.errors import WeightsError
 from backend.networks import DEFAULT_NETWORK, INPUT_PX, Network, build_network
+from backend.precision import fastest_precision
+from backend.weights import WantedWeights, digest_of
 
 FloatArray = NDArray[np.float32]
 HalfArray = NDArray[np.float16]
@@ -104,7 +103,7 @@ class Trunk:
         deepest = self.activation_shape[0]
         self.readout = Readout(slice(self.feature_dim - 2 * deepest, self.feature_dim - deepest))
         recipe = (
-            f"{network.name} {_digest(tensors)} taps {network.taps} input {INPUT_PX} "
+            f"{network.name} {digest_of(tensors)} taps {network.taps} input {INPUT_PX} "
             f"pooling {POOLING_SIGMA} fading {FADING_SIGMA} gain {AMPLITUDE_GAIN} "
             f"{precision} {device.type} {TRANSFORM}"
         )
@@ -251,38 +250,12 @@ def load_trunk(
         device: "cpu" or "cuda"; by default CUDA where there is one.
 
     Raises:
-        WeightsError: the file cannot be read or lacks a tensor, or the network cannot be a trunk.
+        WeightsError: the file is not what it must be, or the network cannot be a trunk.
     """
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     cut = build_network(network)
-    tensors = _read_weights(weights, set(cut.tensor_shapes()))
+    tensors = WantedWeights(network, cut.tensor_shapes()).read(weights)
     return Trunk(cut, tensors, device=place, precision=fastest_precision(place))
-
-
-def fastest_precision(device: torch.device) -> torch.dtype:
-    """bfloat16 where the processor multiplies it in hardware, else float32."""
-    if device.type == "cuda":
-        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if has_bf16 else torch.float32
-
-
-def _read_weights(weights: Path, names: set[str]) -> dict[str, Tensor]:
-    try:
-        stored = load_file(weights)
-    except (OSError, SafetensorError) as error:
-        raise WeightsError(
-            f"The weights file {weights} cannot be read: {error}.",
-            hint="Give a safetensors file with the trunk's weights in torchvision's naming.",
-        ) from error
-    missing = sorted(names - stored.keys())
-    if missing:
-        raise WeightsError(
-            f"The weights file {weights} lacks {missing[0]} and {len(missing) - 1} more.",
-            hint="Give a safetensors file with the trunk's weights in torchvision's naming.",
-        )
-    return {name: stored[name].float() for name in names}
 
 
 def _with_weights(
@@ -306,11 +279,3 @@ def _fused(layers: nn.Module) -> nn.Module:
 
     fused: nn.Module = fuse(layers, no_trace=True)
     return fused
-
-
-def _digest(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].contiguous().numpy().tobytes())
-    return digest.hexdigest()

@@ -66,7 +66,7 @@ def resolve_weights(
     """
     wanted = WantedWeights(network, build_network(network).tensor_shapes())
     if explicit is not None:
-        wanted.check(_read(explicit), source=str(explicit))
+        wanted.read(explicit)
         return explicit
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
@@ -90,6 +90,20 @@ class WantedWeights:
 
     network: str
     shapes: dict[str, tuple[int, ...]]
+
+    def read(self, path: Path, *, with_digest: bool = False) -> dict[str, Tensor]:
+        """The wanted tensors of a safetensors file, by torchvision's names, float32.
+
+        Args:
+            path: the file.
+            with_digest: whether the file must hold the checksum of its tensors, too.
+
+        Raises:
+            WeightsError: it cannot be read, is damaged, or does not hold what it must.
+        """
+        tensors = _read(path, with_digest=with_digest)
+        self.check(tensors, source=str(path))
+        return self.chosen_from(tensors)
 
     def check(self, tensors: dict[str, Tensor], *, source: str) -> None:
         """Refuses everything but finite float32 tensors of the shapes.
@@ -140,14 +154,14 @@ def _one_process_at_a_time(path: Path) -> Iterator[None]:
 def _cached_or_fetched(wanted: WantedWeights, cached: Path) -> Path:
     if cached.exists():
         try:
-            wanted.check(_read(cached, with_digest=True), source=str(cached))
+            wanted.read(cached, with_digest=True)
         except WeightsError as error:
             logger.warning("The cached weights are fetched again: %s", error.message)
         else:
             return cached
     source, tensors = _fetch(wanted, cached.parent)
     with replacing(cached) as temporary:
-        metadata = {"source": source, "sha256": _digest(tensors)}
+        metadata = {"source": source, "sha256": digest_of(tensors)}
         safetensors.torch.save_file(tensors, temporary, metadata=metadata)
     logger.info("Weights of %s from %s are kept in %s", wanted.network, source, cached)
     return cached
@@ -253,12 +267,13 @@ def _read(path: Path, *, with_digest: bool = False) -> dict[str, Tensor]:
         raise WeightsError(
             f"{path} is no readable safetensors file ({error}).", hint=_HINT
         ) from error
-    if with_digest and _digest(tensors) != expected:
+    if with_digest and digest_of(tensors) != expected:
         raise WeightsError(f"{path} is damaged: its checksum is wrong.", hint="Delete it.")
     return tensors
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
+def digest_of(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of the tensors' names and values, 64 hex digits."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(name.encode())
