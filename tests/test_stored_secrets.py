@@ -10,20 +10,27 @@ import stat
 import sys
 import warnings
 import zipfile
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import numpy as np
 import psutil
 import pytest
-from installation import Installation
+from installation import Installation, OwnBackend, annotate, run_cellai, wait_until
+
+from converters.backend_client import BackendClient
 
 PICKLED = re.compile(rb"\x80[\x02-\x05]")
 OBJECT_ARRAY = re.compile(rb"\x93NUMPY..{1,2}.{0,200}'descr': '\|O'", re.DOTALL)
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
 CALLS = {"GLOBAL", "STACK_GLOBAL", "INST"}
 LOOK_AHEAD = 100_000
+# A JSON Web Token, as personal access tokens are and what Label Studio gives for one.
+WEB_TOKEN = re.compile(r"eyJ[\w-]{10,}\.eyJ[\w-]{10,}")
 
 
 def holds_pickle(content: bytes) -> bool:
@@ -105,13 +112,29 @@ def test_the_scan_finds_arrays_of_objects_and_archives() -> None:
 
 
 @pytest.mark.label_studio
-def test_nothing_that_we_write_is_pickled(demo: Installation) -> None:
-    demo.serving()
-    ours = [demo.data_dir / "backend", demo.data_dir / "files"]
+def test_nothing_that_we_write_is_pickled(
+    demo: Installation, sample_file: Path, tmp_path: Path
+) -> None:
+    """A trained version, its cards, the queue, and an export among the rest."""
+    with closing(demo.new_project(sample_file, "nothing pickled")) as project:
+        for task, label in zip(project.tasks(), ("rbc", "wbc") * 2, strict=False):
+            annotate(project.label_studio, task["id"], label)
+        wait_until(
+            lambda: project.serving().get("n_labels") == 4,
+            deadline_s=90,
+            what="version of four labels",
+        )
+        answer = run_cellai(
+            *("export", "--data-dir", demo.data_dir, "--project", project.project_id),
+            *("--out", tmp_path / "export"),
+        )
+    assert answer.returncode == 0, answer.stderr
+    ours = [demo.data_dir / "backend", demo.data_dir / "files", tmp_path / "export"]
     files = [path for folder in ours for path in folder.rglob("*") if path.is_file()]
     files.append(demo.data_dir / "connection.json")
     kinds = {path.suffix for path in files}
-    assert {".sqlite", ".json", ".png"} <= kinds
+    assert {".sqlite", ".json", ".png", ".html", ".csv", sample_file.suffix} <= kinds
+    assert "head.safetensors" in {path.name for path in files}
     assert [
         str(path) for path in files if any(holds_pickle(content) for content in contents(path))
     ] == []
@@ -145,3 +168,54 @@ def test_secrets_are_on_no_command_line_and_in_no_log(demo: Installation) -> Non
         text = log.read_text(errors="replace")
         assert text
         assert not [secret for secret in secrets if secret in text]
+
+
+@pytest.fixture
+def personal_token(demo: Installation) -> Iterator[str]:
+    """A personal access token of the installation's account, revoked afterwards."""
+    connection = demo.label_studio
+
+    def revoke(token: str) -> None:
+        connection.request("POST", "api/token/blacklist/", payload={"refresh": token})
+
+    for row in connection.get("api/token/"):  # an account has one at a time
+        revoke(row["token"])
+    token = str(connection.post("api/token/", {})["token"])
+    yield token
+    revoke(token)
+
+
+@pytest.mark.label_studio
+def test_log_of_everything_holds_no_credential(
+    demo: Installation,
+    backend: OwnBackend,
+    personal_token: str,
+    sample_file: Path,
+    tmp_path: Path,
+) -> None:
+    """Neither the token, nor what Label Studio gives for it, nor the header with the password."""
+    user, password = backend.address.user, backend.address.password
+    header = b64encode(f"{user}:{password}".encode()).decode()
+    given = demo.label_studio.post("api/token/refresh/", {"refresh": personal_token})["access"]
+    assert WEB_TOKEN.search(personal_token)
+    assert WEB_TOKEN.search(given)
+
+    log = tmp_path / "log"
+    own = replace(backend, api_key=personal_token)
+    with (
+        own.running(log=log, CELLAI_LOG_LEVEL="DEBUG"),
+        closing(BackendClient(own.address)) as client,
+    ):
+        project_id = own.import_source(sample_file)
+        wait_until(
+            lambda: client.queue_state(project_id).is_sorted, deadline_s=90, what="sorted queue"
+        )
+        for guess in (password, "a wrong guess"):
+            httpx.post(f"{own.address.url}/predict", json={"tasks": 3}, auth=(user, guess))
+    text = log.read_text()
+    assert "DEBUG" in text
+    assert "POST /predict: 400" in text
+    assert "POST /predict: 401" in text
+    assert not WEB_TOKEN.search(text)
+    for secret in (personal_token, given, password, header, "a wrong guess"):
+        assert secret not in text
