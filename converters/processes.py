@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -115,9 +116,19 @@ class Children:
         with replacing(self._record) as path:
             path.write_text(json.dumps(noted))
 
+    def _noted(self) -> list[dict[str, Any]]:
+        """Who ran when the last launcher was killed; nobody if the disk damaged the record.
+
+        After a power cut that is so; else they have ended with it (Linux) or still hold their port.
+        """
+        try:
+            noted: list[dict[str, Any]] = json.loads(self._record.read_bytes())
+        except (FileNotFoundError, ValueError):
+            return []
+        return noted
+
     def _stop_leftovers(self) -> None:
-        noted = json.loads(self._record.read_text()) if self._record.exists() else []
-        for row in noted:
+        for row in self._noted():
             with contextlib.suppress(psutil.NoSuchProcess):
                 process = psutil.Process(row["pid"])
                 if process.create_time() == row["created"]:  # else the number was given away

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from converters.crops import ReadOptions
 from converters.durable import replacing
-from converters.errors import OutputError
+from converters.errors import ConfigurationError, OutputError
 from converters.export import ExportSource
 from converters.reading import NamedSource, name_sources
 from converters.source import fingerprint
@@ -26,6 +26,7 @@ def remember_sources(
     Raises:
         UnreadableSourceError: a source cannot be read.
         OutputError: the note cannot be written.
+        ConfigurationError: that of earlier imports is damaged.
     """
     record = _sources_file(files_dir, project_id)
     known = read_sources(files_dir, project_id)
@@ -70,9 +71,23 @@ def _overlap(one: str, other: str) -> bool:
 
 
 def read_sources(files_dir: Path, project_id: int) -> dict[str, ExportSource]:
-    """The sources of a project as they were imported, by the name its tasks carry."""
+    """The sources of a project as they were imported, by the name its tasks carry.
+
+    Raises:
+        ConfigurationError: the note is damaged.
+    """
     record = _sources_file(files_dir, project_id)
-    rows = json.loads(record.read_text()) if record.exists() else {}
+    if not record.exists():
+        return {}
+    try:
+        rows = json.loads(record.read_bytes())
+    except ValueError as error:
+        # Taken for none, an export would leave labels out, and the next import overwrite it.
+        raise ConfigurationError(
+            f"{record} is damaged, so it is not known where the project's sources lie.",
+            hint="Put it back from a backup; or remove it and import all sources of the project"
+            " again with --project, in the same order: no cell is imported twice.",
+        ) from error
     return {
         name: ExportSource(Path(row["path"]), row["sha256"], ReadOptions(**row["read"]))
         for name, row in rows.items()

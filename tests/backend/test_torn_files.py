@@ -4,12 +4,14 @@ Each kind of file is cut off at many lengths, or loses a page, as a disk does th
 dropped writes.
 """
 
+import hashlib
 import json
 import os
 import sqlite3
+import sys
 from collections.abc import Callable
 from contextlib import closing
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -17,15 +19,29 @@ import numpy as np
 import pytest
 import torch
 from made_up import version
+from PIL import Image
+from pydantic import SecretStr
 
+from backend.card_refresh import CardRefresh
 from backend.errors import ModelCorruptError
 from backend.feature_cache import FeatureCache
 from backend.features import Extracted, Trunk
 from backend.history import History, VersionRecord
 from backend.jobs import JobStore
 from backend.registry import Registry
-from backend.runner_record import RunnerRecord, read_runner
+from backend.runner_record import READY, RunnerRecord, read_runner, read_state, write_state
+from backend.settings import Settings
+from backend.worker import Worker
+from converters import importing
+from converters.crops import ReadOptions
 from converters.durable import replacing
+from converters.errors import ConfigurationError
+from converters.label_config import write_label_config
+from converters.label_studio import Connection
+from converters.picture_store import PictureFolder
+from converters.placeholder import write_card
+from converters.processes import Children
+from converters.source_record import read_sources, remember_sources
 
 TENSORS = {"weight": torch.arange(600.0).reshape(20, 30)}
 PAGE = 4096
@@ -119,6 +135,55 @@ def test_torn_record_of_the_job_runner_counts_as_none(
     assert read_runner(tmp_path) is None
 
 
+@pytest.mark.parametrize("tear", TEARS)
+@pytest.mark.parametrize("state", [READY, "No weights of VGG16 were found in /Zellen/é."])
+def test_torn_state_of_the_job_runner_is_never_taken_for_ready(
+    tmp_path: Path, state: str, tear: Callable[[Path], None]
+) -> None:
+    write_state(tmp_path, state)
+    tear(tmp_path / "worker.state")
+    assert read_state(tmp_path) != READY
+    write_state(tmp_path, READY)
+    assert read_state(tmp_path) == READY
+
+
+@pytest.mark.parametrize("tear", TEARS)
+def test_torn_record_of_child_processes_counts_as_none(
+    tmp_path: Path, tear: Callable[[Path], None]
+) -> None:
+    """After a power cut none of them runs, and `cellai up` must start all the same."""
+    record = tmp_path / "processes.json"
+    record.write_text(json.dumps([{"pid": 2**30, "created": 1.5}]))
+    tear(record)
+    children = Children(tmp_path)
+    children.start("service", [sys.executable, "-c", "input()"], {})
+    (noted,) = json.loads(record.read_text())
+    assert noted["pid"] != 2**30
+    children.stop()
+
+
+@pytest.mark.parametrize("tear", TEARS)
+def test_torn_record_of_sources_is_named_and_kept(
+    tmp_path: Path, tear: Callable[[Path], None]
+) -> None:
+    """Taken for none, it would let an export leave labels out, and an import overwrite it."""
+    picture = tmp_path / "cell.png"
+    Image.new("L", (20, 20)).save(picture)
+    files = tmp_path / "files"
+    remember_sources([picture], ReadOptions(), files_dir=files, project_id=3)
+    record = files / "sources" / "project-3.json"
+    tear(record)
+    torn = record.read_bytes()
+    with pytest.raises(ConfigurationError, match="is damaged, so it is not known where"):
+        read_sources(files, 3)
+    with pytest.raises(ConfigurationError, match="is damaged, so it is not known where"):
+        remember_sources([picture], ReadOptions(), files_dir=files, project_id=3)
+    assert record.read_bytes() == torn
+    record.unlink()
+    remember_sources([picture], ReadOptions(), files_dir=files, project_id=3)
+    assert list(read_sources(files, 3)) == ["cell.png"]
+
+
 def closed_job_store(path: Path) -> None:
     """A job store of many pages, all of it in the main file."""
     store = JobStore(path)
@@ -196,6 +261,30 @@ def test_torn_feature_cache_gives_the_right_record_or_none(
     assert reopened.get_features(keys)[1].all()
 
 
+@pytest.mark.parametrize("tear", TEARS)
+def test_torn_memory_of_pictures_never_gives_the_key_of_another(
+    tmp_path: Path, tear: Callable[[Path], None]
+) -> None:
+    """A key that was cut off itself is that of no picture, so there are no features by it."""
+    cache = FeatureCache(tmp_path, small_trunk(), max_bytes=10**9)
+    pictures = [f"/data/local-files/?d=cell{number}.png|10|20" for number in range(N_RECORDS)]
+    keys = [hashlib.sha256(picture.encode()).hexdigest() for picture in pictures]
+    cache.remember(pictures, keys, mode="rgb")
+    path = tmp_path / "pictures.sqlite"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    tear(path)
+    reopened = FeatureCache(tmp_path, small_trunk(), max_bytes=10**9)
+    known = reopened.known_keys(pictures, mode="rgb")
+    others = [found for found, key in zip(known, keys, strict=True) if found not in {None, key}]
+    assert not {*others} & {*keys}
+    try:
+        reopened.remember(pictures, keys, mode="rgb")
+    except sqlite3.DatabaseError:  # told once; the job is tried again
+        reopened.remember(pictures, keys, mode="rgb")
+    assert reopened.known_keys(pictures, mode="rgb") == keys
+
+
 # --- what is on disk before what ----------------------------------------------------------------
 
 
@@ -204,6 +293,11 @@ def order(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of what was synced or renamed, in the order of the calls."""
     calls: list[str] = []
     fsync, rename, replace = os.fsync, Path.rename, Path.replace
+    sync = os.sync
+
+    def recorded_sync() -> None:
+        calls.append("sync all")
+        sync()
 
     def recorded_fsync(descriptor: int) -> None:
         calls.append(f"sync {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
@@ -217,6 +311,7 @@ def order(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         calls.append(f"rename to {Path(target).name}")
         return replace(path, target)
 
+    monkeypatch.setattr(os, "sync", recorded_sync)
     monkeypatch.setattr(os, "fsync", recorded_fsync)
     monkeypatch.setattr(Path, "rename", recorded_rename)
     monkeypatch.setattr(Path, "replace", recorded_replace)
@@ -237,3 +332,83 @@ def test_replaced_file_is_on_disk_before_it_has_its_name(tmp_path: Path, order: 
         path.write_text(json.dumps({"a": 1}))
         temporary = path.name
     assert order == [f"sync {temporary}", "rename to record.json", f"sync {tmp_path.name}"]
+
+
+def test_cards_are_on_disk_before_it_is_noted_that_they_are_written(
+    tmp_path: Path, order: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(data_dir=tmp_path, label_studio_api_key=SecretStr("x"))
+    features: Any = SimpleNamespace(trunk=small_trunk())
+    worker = Worker(settings, features)
+    batches = iter([[], [(7, "cellai-0001")], None])
+
+    def step(_: CardRefresh) -> list[tuple[int, str]] | None:
+        write_card(tmp_path / "card.html", "card")
+        return next(batches)
+
+    monkeypatch.setattr(CardRefresh, "step", step)
+    noted = JobStore.cards_written
+
+    def recorded_note(store: JobStore, project_id: int, version: str) -> None:
+        order.append(f"note {version} of {project_id}")
+        noted(store, project_id, version)
+
+    monkeypatch.setattr(JobStore, "cards_written", recorded_note)
+    order.clear()
+    while worker._write_cards():
+        pass
+    written = "rename to card.html"
+    assert order == [written, written, "sync all", "note cellai-0001 of 7", written]
+
+
+class OneProject(Connection):
+    """A project without tasks that takes what is imported. The real one: tests/test_import.py."""
+
+    def __init__(self, calls: list[str]) -> None:
+        super().__init__("http://label-studio", "token")
+        self._calls = calls
+
+    def get(self, path: str, **_: object) -> Any:
+        if path.startswith("api/projects/"):
+            return {"label_config": write_label_config(["rbc", "wbc"])}
+        return [] if path.startswith("api/storages") else {"tasks": [], "total": 0}
+
+    def post(self, path: str, payload: Any, **_: object) -> Any:
+        if path.endswith("import"):
+            self._calls.append(f"import {len(payload)} tasks")
+        return {"task_count": len(payload)}
+
+
+def test_pictures_are_on_disk_before_tasks_name_them(
+    tmp_path: Path, order: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importing, "BATCH", 2)
+    pictures = tmp_path / "cells"
+    pictures.mkdir()
+    for number in range(5):
+        Image.new("L", (20, 20), number).save(pictures / f"{number}.png")
+
+    class Recorded(PictureFolder):
+        def write(self, path: PurePosixPath, picture: bytes) -> None:
+            super().write(path, picture)
+            order.append("picture")
+
+    files = tmp_path / "files"
+    importing.import_sources(
+        OneProject(order),
+        3,
+        [pictures],
+        files_dir=files,
+        options=importing.ImportOptions(),
+        on_progress=lambda _: None,
+        store=Recorded(files),
+    )
+    steps = [step for step in order if step in {"picture", "sync all"} or "import" in step]
+    assert "picture" in steps
+    at = 0
+    for tasks in ("import 2 tasks", "import 2 tasks", "import 1 tasks"):
+        end = steps.index(tasks, at)
+        assert steps[end - 1] == "sync all"
+        assert "picture" in steps[at : end - 1]
+        at = end + 1
+    assert "picture" not in steps[at:]
