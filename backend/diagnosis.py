@@ -1,5 +1,6 @@
 """Facts about this backend that only it can see; `cellai doctor` judges them."""
 
+import errno
 import os
 import shutil
 import sqlite3
@@ -111,10 +112,15 @@ def _cores() -> int:
 
 
 def _disk(folder: Path) -> dict[str, Any]:
+    free_bytes = shutil.disk_usage(folder).free if folder.is_dir() else None
+    is_full = free_bytes is not None and free_bytes < LEAST_FREE_BYTES
+    refusal = _refusal(folder)
+    # That a disk is full is told by its free bytes: room is missing there, and no permission.
+    no_refusal = is_full and refusal == os.strerror(errno.ENOSPC)
     return {
         "folder": str(folder),
-        "refusal": _refusal(folder),
-        "free_bytes": shutil.disk_usage(folder).free if folder.is_dir() else None,
+        "refusal": "" if no_refusal else refusal,
+        "free_bytes": free_bytes,
     }
 
 

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from fault_table import note_seen, note_times
 from installation import OwnBackend, wait_until
-from laboratory import FEW_EPOCHS, Laboratory, new_laboratory
+from laboratory import FEW_EPOCHS, Laboratory, fault_environment, new_laboratory
 from own_label_studio import OwnLabelStudio
 
 from backend.diagnosis import LEAST_FREE_BYTES
@@ -32,7 +32,7 @@ DEADLINE_S = 120
 @contextmanager
 def small_disk(folder: Path) -> Iterator[Path]:
     """A file system of its own, mounted on the folder."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     mount = subprocess.run(
         [MOUNT, "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", folder],
         capture_output=True,
@@ -113,9 +113,36 @@ def test_full_disk(
         laboratory.annotate(5)
         said = wait_until(laboratory.problem, deadline_s=DEADLINE_S, what="503 of a full disk")
         assert "is full" in said
-        note_seen("/ready: is full")
+        assert f"0.0 GB free at {disk}" in laboratory.diagnosed()
+        note_seen("/ready: is full; doctor: 0.0 GB free")
         filler.unlink()
         laboratory.check()
+
+
+def test_full_disk_of_the_files(
+    label_studio: OwnLabelStudio,
+    own_backend: OwnBackend,
+    small_sample: Path,
+    fault_file: Path,
+    tmp_path: Path,
+) -> None:
+    """The disk of pictures and cards is full, until room is made; the backend trains and sorts."""
+    settings = fault_environment(fault_file) | {"FAULT_RETRY_SECONDS": "3"}
+    backend = replace(own_backend, data_dir=tmp_path / "data")
+    with (
+        small_disk(label_studio.files_dir) as disk,
+        backend.running(log=None, **settings),
+        new_laboratory(label_studio, backend, small_sample) as laboratory,
+    ):
+        laboratory.check_cards()
+        filler = fill(disk)
+        laboratory.annotate(5)
+        laboratory.check()
+        assert f"0.0 GB free at {disk}" in laboratory.diagnosed()
+        note_seen("doctor: 0.0 GB free")
+        assert laboratory.stale_cards()
+        filler.unlink()
+        laboratory.check_cards()
 
 
 def test_disk_that_becomes_read_only(
