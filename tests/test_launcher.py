@@ -5,13 +5,20 @@ import signal
 import sqlite3
 import stat
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
-from installation import Installation, run_cellai, start_installation, wait_until
+from installation import Installation, annotate, run_cellai, start_installation, wait_until
+
+from converters.errors import CellAIError
+from converters.launcher import answers
+from converters.processes import Children
 
 pytestmark = pytest.mark.label_studio
+
+RESTART_DEADLINE_S = 120
 
 
 @pytest.fixture
@@ -64,11 +71,69 @@ def test_killed_launcher_does_not_block_the_next_start(
     first.close()
 
 
+def test_killed_services_are_started_again_and_train(copied_data_dir: Path, weights: Path) -> None:
+    installation = start_installation(
+        copied_data_dir, "--weights", weights, CELLAI_RECONCILE_SECONDS="5"
+    )
+    for name in ("backend", "label-studio"):
+        _service(installation, name).kill()
+        wait_until(
+            partial(_has_said, installation, f"{name} had ended and was started again."),
+            deadline_s=RESTART_DEADLINE_S,
+            what=f"word of {name}",
+        )
+    health = f"{installation.connection_file.label_studio_url}/health"
+    wait_until(partial(answers, health), deadline_s=RESTART_DEADLINE_S, what="Label Studio")
+
+    tasks = installation.tasks()
+    open_tasks = [task["id"] for task in tasks if not task["is_labeled"]][:2]
+    n_labels = len([task for task in tasks if task["is_labeled"]]) + len(open_tasks)
+    for task_id, label in zip(open_tasks, ["rbc", "wbc"], strict=True):
+        annotate(installation.label_studio, task_id, label)
+
+    def has_trained() -> bool:
+        try:
+            return bool(installation.serving().get("n_labels") == n_labels)
+        except CellAIError:  # the backend is on its way
+            return False
+
+    wait_until(has_trained, deadline_s=RESTART_DEADLINE_S, what="version of the new labels")
+    installation.stop()
+    assert installation.process.returncode == 0
+
+
+def test_service_that_ends_again_and_again_is_given_up(tmp_path: Path) -> None:
+    children = Children(tmp_path)
+    children.start("ill", ["sh", "-c", "echo its last words; exit 1"], {})
+
+    def given_up() -> str | None:
+        try:
+            children.check()
+        except CellAIError as error:
+            return str(error)
+        return None
+
+    said = wait_until(given_up, deadline_s=20, what="end of patience")
+    assert "ill ended 6 times within two minutes; its last words: its last words" in said
+
+
 def test_damaged_connection_file_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "connection.json").write_text("{")
     answer = run_cellai("status", "--data-dir", tmp_path)
     assert answer.returncode == 2
     assert "connection.json is damaged" in answer.stderr
+
+
+def _has_said(installation: Installation, sentence: str) -> bool:
+    return sentence in installation.log.read_text()
+
+
+def _service(installation: Installation, name: str) -> psutil.Process:
+    """The child of `cellai up` that runs a service, not what that one started."""
+    children = psutil.Process(installation.process.pid).children()
+    program = {"backend": "gunicorn", "label-studio": "label-studio"}[name]
+    (service,) = (child for child in children if any(program in word for word in child.cmdline()))
+    return service
 
 
 def _is_alive(process: psutil.Process) -> bool:
