@@ -8,6 +8,7 @@ the operator's bucket (`backend.bucket`).
 import base64
 import binascii
 import io
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ MODEL_KEYS = ("model_input", "image", "phase", "amplitude")
 DISPLAY_KEYS = ("image", "phase", "amplitude", "model_input")
 MAX_SIDE_PX = 4096  # the trunk sees a square of the longer side
 LOCAL_FILES = "/data/local-files/"
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 UInt8Array = NDArray[np.uint8]
 
@@ -141,11 +143,14 @@ def picture_url(task_data: Mapping[str, Any], keys: tuple[str, ...] = MODEL_KEYS
     """Address of the first picture that the task has under one of the keys.
 
     Raises:
-        PredictionError: none of the known keys holds one.
+        PredictionError: none of the known keys holds one, or it has half a surrogate pair, which
+            JSON can hold and no address.
     """
     for key in keys:
         value = task_data.get(key)
         if isinstance(value, str) and value:
+            if _HALF_PAIR.search(value):
+                raise _unavailable(value)
             return value
     raise PredictionError(
         f"The task has no picture in any of {', '.join(keys)}.",

@@ -53,11 +53,15 @@ class RedactingFormatter(logging.Formatter):
 
     def __init__(self, fmt: str = TEXT_FORMAT, *, secrets: Sequence[str] = ()) -> None:
         super().__init__(fmt)
-        self._secrets = [secret for secret in secrets if secret]
+        # Also as a dumped configuration and a JSON log write them, with backslashes.
+        forms = {f for s in secrets if s for f in (s, repr(s)[1:-1], json.dumps(s)[1:-1])}
+        self._secrets = sorted(forms, key=len, reverse=True)
 
     def format(self, record: logging.LogRecord) -> str:
         """The record, without secrets."""
-        text = self._render(record)
+        return self._hide(self._render(record))
+
+    def _hide(self, text: str) -> str:
         for secret in self._secrets:
             text = text.replace(secret, "***")
         return text
@@ -74,12 +78,12 @@ class JsonFormatter(RedactingFormatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(),
             "level": record.levelname,
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": self._hide(record.getMessage()),
             **(_context.get() or {}),
             **{name: getattr(record, name) for name in CONTEXT if hasattr(record, name)},
         }
         if record.exc_info:
-            fields["traceback"] = self.formatException(record.exc_info)
+            fields["traceback"] = self._hide(self.formatException(record.exc_info))
         return json.dumps(fields, default=str)
 
 

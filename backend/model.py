@@ -1,6 +1,5 @@
 """The class that label-studio-ml knows: tasks in, predictions of the version in service out."""
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,8 +11,6 @@ from backend.label_studio import Task
 from backend.prediction import predict, prediction
 from backend.service import Service
 from converters.label_config import read_label_config
-
-_HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 
 class CellClassifier(LabelStudioMLBase):  # type: ignore[misc]  # the library is untyped
@@ -105,9 +102,4 @@ def _task(number: int, sent: dict[str, Any]) -> Task:
             f"`data` of task {number} is {str(data)[:50]!r}, not an object.",
             hint="Send Label Studio's body.",
         )
-    return Task(task_id or 0, {k: v for k, v in (data or {}).items() if not _is_broken(v)})
-
-
-def _is_broken(value: object) -> bool:
-    """Whether it is text with half a surrogate pair, which JSON can hold and no address has."""
-    return isinstance(value, str) and _HALF_PAIR.search(value) is not None
+    return Task(task_id or 0, data or {})

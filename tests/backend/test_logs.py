@@ -10,7 +10,13 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from backend.logs import configure_logging, log_context, start_context
+from backend.logs import (
+    JsonFormatter,
+    RedactingFormatter,
+    configure_logging,
+    log_context,
+    start_context,
+)
 from backend.settings import Settings
 
 API_KEY = "f0" * 20
@@ -89,3 +95,12 @@ def test_libraries_that_log_bodies_stay_quiet(written: io.StringIO) -> None:
     logging.getLogger("label_studio_ml.api").info("access_token: x")
     logging.getLogger("httpx").info("GET http://...")
     assert written.getvalue() == ""
+
+
+@pytest.mark.parametrize("secret", ['with"quote', "with\\backslash", "mit Umlaut ä", "both'\""])
+@pytest.mark.parametrize("formatter", [JsonFormatter, RedactingFormatter])
+def test_secrets_are_hidden_in_every_form(secret: str, formatter: type[RedactingFormatter]) -> None:
+    record = logging.LogRecord("x", logging.DEBUG, "x", 0, "%s and %r", (secret, secret), None)
+    text = formatter(secrets=[secret]).format(record)
+    assert text.count("***") == 2
+    assert not any(part in text for part in ("quote", "backslash", "Umlaut", "both"))
