@@ -109,7 +109,8 @@ def test_soak(
         minutes = (time.monotonic() - began) / 60
         laboratory.submitted[:] = list(laboratory.truth)
         n_versions = len(connection.get(f"api/projects/{laboratory.project_id}/model-versions/"))
-        laboratory.settle()
+        laboratory.check_predictions(laboratory.settle())
+        looks = laboratory.watch.take()
 
     delays = {name: median(values) for name, values in seconds.items()}
     warm, last = seen[len(seen) // 3], seen[-1]
@@ -118,7 +119,7 @@ def test_soak(
             f"\n{len(seconds['with'])} annotations in {minutes:.0f} min, {n_versions} versions;"
             f" median submit {delays['with']:.3f} s, {delays['without']:.3f} s without backend;"
             f" memory {warm.rss_mb:.0f} MB after a third, {last.rss_mb:.0f} MB at the end;"
-            f" files {warm.n_files} and {last.n_files}"
+            f" files {warm.n_files} and {last.n_files}; queue watched {looks} times"
         )
     assert delays["with"] - delays["without"] < MOST_DELAY_S
     assert last.rss_mb < MOST_GROWTH * max(u.rss_mb for u in seen[: len(seen) // 3 + 1])
