@@ -26,7 +26,7 @@ from converters.dataset_checks import image_size
 from converters.durable import sync
 from converters.errors import ExportError, OutputError, SourceChangedError
 from converters.exported_cells import CSV_NAME, TEXT, ExportTask, cells_table, same_cells, write_csv
-from converters.hdf5_copy import check_unchanged, copy_hdf5
+from converters.hdf5_copy import check_unchanged, copy_hdf5, opened_copy
 from converters.label_writing import WrittenLabels, check_labels, keep_old, write_labels
 from converters.layouts import Layout, recognise
 from converters.object_values import check_object_values
@@ -195,7 +195,7 @@ def _export_file(
         cells = cells_table([task for task in tasks if task.chosen is not None])
         copy_hdf5(source, staged, spare_bytes=_spare_bytes(layout, len(cells), classes=classes))
         attributes = _provenance(name, file, tasks, project=project)
-        with h5py.File(staged, "r+", locking=False) as copy:
+        with opened_copy(source, staged, "r+") as copy:
             written = write_labels(
                 source,
                 copy,
@@ -293,7 +293,7 @@ def _verify(
     cells: NDArray[np.void],
     moved: Mapping[str, str],
 ) -> None:
-    with h5py.File(staged, "r", locking=False) as copy:
+    with opened_copy(source, staged, "r") as copy:
         for stack in written:
             check_labels(copy, stack)
         if not same_cells(copy[CELLS][()], cells):

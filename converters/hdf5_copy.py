@@ -8,13 +8,14 @@ So borrowed data is written into the copy; the rest stays byte for byte.
 import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
-from converters.dataset_checks import check_volume, damage_named
+from converters.dataset_checks import HDF5_ERRORS, check_volume, damage_named
 from converters.errors import (
     BrokenLinkError,
     OutputError,
@@ -52,7 +53,7 @@ def copy_hdf5(source: Hdf5Source, target: Path, *, spare_bytes: int = 0) -> list
         n_bytes = _borrowed_bytes(source, borrowed)
     shutil.copyfile(source.path, target)
     _reserve(target, spare_bytes + n_bytes)
-    with _open_copy(source, target) as copy:
+    with opened_copy(source, target, "r+") as copy:
         # By what they are in the source: where they stand in the copy.
         brought = {hash(source.file["/"].id): ""}
         return [path for path in borrowed if _bring(source, path, copy, brought)]
@@ -102,16 +103,28 @@ def _written_bytes(dataset: h5py.Dataset) -> int:
     return int(dataset.id.get_storage_size()) + n_chunks * CHUNK_RECORD_BYTES
 
 
-def _open_copy(source: Hdf5Source, target: Path) -> h5py.File:
+@contextmanager
+def opened_copy(source: Hdf5Source, target: Path, mode: str) -> Iterator[h5py.File]:
+    """The copy of a source, open; what libhdf5 says of it, when it is closed too, in one sentence.
+
+    Raises:
+        OSError: the disk refuses something.
+        NotHdf5Error: the copy, and so the source, is damaged.
+        UnreadableSourceError: the source is marked as being written.
+    """
     try:
-        return h5py.File(target, "r+", locking=False)
-    except OSError as error:
-        if "already open for write" not in str(error):
+        with h5py.File(target, mode, locking=False) as copy:
+            yield copy
+    except HDF5_ERRORS as error:
+        if "already open for write" in str(error):
+            raise UnreadableSourceError(
+                f"{source.name} is marked as being written by another program.",
+                hint="Close that program, or clear the mark with `h5clear -s` and import again.",
+            ) from error
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) is not None:
             raise
-        raise UnreadableSourceError(
-            f"{source.name} is marked as being written by another program.",
-            hint="Close that program, or clear the mark with `h5clear -s` and import again.",
-        ) from error
+        with damage_named(source.name, "/"):
+            raise
 
 
 def _borrowed(source: Hdf5Source) -> Iterator[str]:
