@@ -58,7 +58,7 @@ def describe_runner(trunk_id: str) -> RunnerRecord:
     """This process as a job runner whose trunk is loaded."""
     import torch  # noqa: PLC0415  # web processes read records without it
 
-    from backend.features import fastest_precision  # noqa: PLC0415
+    from backend.precision import fastest_precision  # noqa: PLC0415
 
     has_gpu = torch.cuda.is_available()
     place = torch.device("cuda" if has_gpu else "cpu")

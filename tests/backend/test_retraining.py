@@ -4,6 +4,7 @@ Label Studio and the trunk are stood in for; tests/faults has the real ones.
 """
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -49,12 +50,13 @@ class FakeLabelStudio(PredictionsInMemory):
     def tasks(self, project_id: int, *, after_id: int = 0) -> Any:
         return [Task(n, {"image": f"/{n}.png"}) for n in range(after_id + 1, self.n_tasks + 1)]
 
-    def annotated_tasks(self, project_id: int) -> list[dict[str, Any]]:
+    def annotated_tasks(self, project_id: int) -> Iterator[dict[str, Any]]:
         def region(n: int) -> dict[str, Any]:
             return {"from_name": "c", "type": "choices", "value": {"choices": ["ba"[n % 2]]}}
 
         labelled = range(1, self.n_labels + 1)
-        return [{"id": n, "annotations": [{"id": n, "result": [region(n)]}]} for n in labelled]
+        for n in labelled:
+            yield {"id": n, "annotations": [{"id": n, "result": [region(n)]}]}
 
     def import_predictions(self, project_id: int, predictions: Any) -> None:
         super().import_predictions(project_id, predictions[:10] if self.is_failing else predictions)
