@@ -8,15 +8,18 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 import psutil
 import pytest
-from installation import OwnBackend, annotate, run_cellai
-from laboratory import Laboratory, new_laboratory
+from installation import OwnBackend, annotate, run_cellai, wait_until
+from laboratory import SETTLED_DEADLINE_S, Laboratory, new_laboratory
 from own_label_studio import OwnLabelStudio
+
+from converters.backend_client import BackendClient
 
 pytestmark = [pytest.mark.label_studio, pytest.mark.soak, pytest.mark.timeout(3600)]
 
@@ -92,6 +95,7 @@ def test_soak(
             def submit(kind: str, task_id: int, label: str) -> None:
                 seconds[kind].append(annotate(connection, task_id, label))
 
+            labelled: set[int] = set()
             submits: deque[Future[None]] = deque()
             for number, (task_id, label) in enumerate(endless_labels(laboratory)):
                 due = began + number / ANNOTATIONS_PER_S
@@ -99,6 +103,7 @@ def test_soak(
                     break
                 time.sleep(max(0.0, due - time.monotonic()))
                 submits.append(annotators.submit(submit, "with", task_id, label))
+                labelled.add(task_id)
                 if number % 10 == 0:  # the same turn by turn where no backend is told
                     other = alone[number // 10 % len(alone)]
                     submits.append(annotators.submit(submit, "without", other, label))
@@ -107,9 +112,8 @@ def test_soak(
                 if number % (10 * ANNOTATIONS_PER_S) == 0:
                     seen.append(usage(process.pid))
         minutes = (time.monotonic() - began) / 60
-        laboratory.submitted[:] = list(laboratory.truth)
         n_versions = len(connection.get(f"api/projects/{laboratory.project_id}/model-versions/"))
-        laboratory.check_predictions(laboratory.settle())
+        laboratory.check_predictions(settle(laboratory, labelled))
         looks = laboratory.watch.take()
 
     delays = {name: median(values) for name, values in seconds.items()}
@@ -124,6 +128,25 @@ def test_soak(
     assert delays["with"] - delays["without"] < MOST_DELAY_S
     assert last.rss_mb < MOST_GROWTH * max(u.rss_mb for u in seen[: len(seen) // 3 + 1])
     assert last.n_files <= max(u.n_files for u in seen[: len(seen) // 3 + 1]) + 5
+
+
+def settle(laboratory: Laboratory, labelled: set[int]) -> str:
+    """Wait until a version was trained on all labels; name of the one that sorts the queue.
+
+    That may be an earlier one: of labels that contradict each other a worse version comes, which
+    is not served.
+    """
+    client = BackendClient(laboratory.backend.address)
+    n_labels = len(labelled.union(laboratory.submitted))
+
+    def settled() -> str | None:
+        state = client.queue_state(laboratory.project_id)
+        project = next(p for p in client.status() if p["project_id"] == laboratory.project_id)
+        has_all = project["versions"][-1]["n_labels"] == n_labels
+        return state.model_version if has_all and state.is_sorted else None
+
+    with closing(client):
+        return wait_until(settled, deadline_s=SETTLED_DEADLINE_S, what=f"{n_labels} labels")
 
 
 def project_config(laboratory: Laboratory) -> str:
