@@ -16,7 +16,7 @@ from backend.feature_cache import FeatureCache
 from backend.features import Extracted, Trunk
 from backend.images import PictureReader
 from backend.label_studio import LabelStudioClient, Task
-from backend.pool import FeatureReader
+from backend.pool import PICTURE_RECIPE, FeatureReader
 from backend.registry import Version
 from backend.rescoring import prediction_rows, rescore
 from backend.settings import ProjectParameters
@@ -79,6 +79,7 @@ def rescoring_numbers(trunk: Trunk) -> Iterator[tuple[str, float]]:
 
 def _rescoring_seconds(reader: FeatureReader, snapshot: Snapshot, *, repetitions: int) -> float:
     known = reader.pool(snapshot.tasks[:N_LABELS], mode="auto")
+    assert known.is_readable.all()  # or pictures would be read instead of the cache
     labels = np.array([snapshot.labels[task.id] for task in known.tasks])
     settings = TrainingSettings()
     groups = ["0"] * N_LABELS
@@ -176,7 +177,8 @@ def _cached_project(folder: Path, trunk: Trunk, n_crops: int) -> tuple[FeatureRe
         (folder / "pool" / f"{number}.png").touch()
         tasks.append(Task(number, {"image": f"/data/local-files/?d=pool/{number}.png"}))
     keys = _fill(cache, trunk, n_crops=n_crops)
-    cache.remember([pictures.identity(task.data) for task in tasks], keys, mode="rgb")
+    identities = [f"{PICTURE_RECIPE} {pictures.identity(task.data)}" for task in tasks]
+    cache.remember(identities, keys, mode="rgb")
     _, classes = synthetic_features(FILL, trunk.feature_dim)
     snapshot = Snapshot(
         project_id=1,
