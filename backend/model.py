@@ -48,12 +48,12 @@ class CellClassifier(LabelStudioMLBase):  # type: ignore[misc]  # the library is
             WeightsError: the trunk cannot be loaded.
         """
         asked = [_task(number, task) for number, task in enumerate(tasks, start=1)]
-        if self._serving is None or self._serving[2] is None:
+        if self._serving is None:
             return [self._empty() for _ in tasks]
         project, version, head = self._serving
-        label_config = read_label_config(self._label_config_xml)
         if head is None:
             return [self._empty() for _ in tasks]
+        label_config = read_label_config(self._label_config_xml)
         parameters = self._service.settings.parameters(project.extra_params)
         features = self._service.features()
         if version.interface != (label_config.classes, features.trunk.trunk_id, parameters.mode):
@@ -72,7 +72,7 @@ class CellClassifier(LabelStudioMLBase):  # type: ignore[misc]  # the library is
                 label_config,
                 predicted.probabilities[row] if pool.is_readable[row] else None,
                 score=float(certainty[row]),
-                model_version=self.model_version,
+                model_version=version.version,  # the head's, whatever is served meanwhile
             )
             for row, task in enumerate(pool.tasks)
         ]
