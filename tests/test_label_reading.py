@@ -16,7 +16,7 @@ CONTROL = "cell_class"
 
 
 @pytest.fixture(scope="module")
-def labelled(demo: Installation, sample_file: Path) -> Installation:
+def labelled(demo: Installation, sample_file: Path) -> Iterator[Installation]:
     """A project with tasks of one label, of several that disagree, and skipped ones."""
     project = demo.new_project(sample_file, "Labels read")
     ids = [task["id"] for task in project.tasks()]
@@ -27,7 +27,8 @@ def labelled(demo: Installation, sample_file: Path) -> Installation:
         project.label_studio.post(
             f"api/tasks/{task_id}/annotations/", {"result": [], "was_cancelled": True}
         )
-    return project
+    yield project
+    project.close()
 
 
 @pytest.fixture
