@@ -56,15 +56,17 @@ class PictureReader:
         """Text that changes when the picture may have changed, without reading it.
 
         Raises:
-            PredictionError: the task has no picture, or it lies where it must not.
+            PredictionError: the task has no picture, or the file is not there.
         """
         url = picture_url(task_data)
-        path = self.local_path(url)
-        if path is None:
-            return url
         try:
-            status = path.stat()
-        except OSError as error:
+            relative = self._local_files_path(url)
+            if relative is None:
+                return url
+            # Nothing is read: following links to check where they end is left to `read`, for
+            # it takes longer than everything else that a known picture needs (measured).
+            status = (self._files_dir / relative).stat()
+        except (ValueError, OSError) as error:
             raise _unavailable(url) from error
         return f"{url}|{status.st_size}|{status.st_mtime_ns}"
 
@@ -91,10 +93,9 @@ class PictureReader:
             PredictionError: the URL is none, or leaves the shared folder.
         """
         try:
-            parts = urlsplit(url)
-            if parts.path != LOCAL_FILES or not self._is_own(url):
+            relative = self._local_files_path(url)
+            if relative is None:
                 return None
-            relative = parse_qs(parts.query).get("d", [""])[0]
             path = (self._files_dir / relative).resolve()
         except (ValueError, RuntimeError, OSError) as error:  # NUL, brackets, links in a circle
             raise _unavailable(url) from error
@@ -104,6 +105,17 @@ class PictureReader:
                 hint="Only files below CELLAI_FILES_DIR are read.",
             )
         return path
+
+    def _local_files_path(self, url: str) -> str | None:
+        """The path that a local-files URL names, unchecked; None for other URLs.
+
+        Raises:
+            ValueError: the URL is none.
+        """
+        parts = urlsplit(url)
+        if parts.path != LOCAL_FILES or not self._is_own(url):
+            return None
+        return parse_qs(parts.query).get("d", [""])[0]
 
     def _bytes(self, url: str, task_id: int) -> bytes:
         if url.startswith(BUCKET_SCHEME):
