@@ -2,7 +2,8 @@
 
 import base64
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any, NamedTuple
 
 from converters.errors import ImportRejectedError
@@ -118,14 +119,14 @@ class LabelStudioClient:
         """All predictions of the project, with `id`, `task` and `model_version`."""
         return list(self._connection.get("api/predictions/", project=project_id))
 
-    def import_predictions(self, project_id: int, predictions: Sequence[dict[str, Any]]) -> None:
+    def import_predictions(self, project_id: int, predictions: Iterable[dict[str, Any]]) -> None:
         """Create predictions in few large requests.
 
         Raises:
             ImportRejectedError: Label Studio took fewer than were sent.
         """
-        for start in range(0, len(predictions), IMPORT_BATCH):
-            batch = predictions[start : start + IMPORT_BATCH]
+        rows = iter(predictions)
+        while batch := list(islice(rows, IMPORT_BATCH)):
             answer = self._connection.post(f"api/projects/{project_id}/import/predictions", batch)
             if answer["created"] != len(batch):
                 raise ImportRejectedError(

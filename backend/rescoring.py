@@ -6,7 +6,7 @@ predictions are imported, so a crash in between is finished by running again.
 """
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,8 +133,8 @@ def publish(
 
 def prediction_rows(
     snapshot: Snapshot, pool: Pool, rescored: Rescored, *, present: Collection[int]
-) -> list[dict[str, Any]]:
-    """What Label Studio is to import, a row for each task.
+) -> Iterator[dict[str, Any]]:
+    """What Label Studio is to import, a row for each task, made when it is taken.
 
     Args:
         snapshot: names the control tag and the classes.
@@ -142,17 +142,15 @@ def prediction_rows(
         rescored: what the version says about them.
         present: ids of tasks that have their row already.
     """
-    return [
-        prediction(
-            task.id,
-            snapshot.label_config,
-            _probabilities(rescored, row) if pool.is_readable[row] else None,
-            score=float(rescored.scores[row]),
-            model_version=rescored.version.version,
-        )
-        for row, task in enumerate(pool.tasks)
-        if task.id not in present
-    ]
+    for row, task in enumerate(pool.tasks):
+        if task.id not in present:
+            yield prediction(
+                task.id,
+                snapshot.label_config,
+                _probabilities(rescored, row) if pool.is_readable[row] else None,
+                score=float(rescored.scores[row]),
+                model_version=rescored.version.version,
+            )
 
 
 def next_version_name(known: Sequence[str]) -> str:

@@ -99,7 +99,8 @@ def _rescoring_seconds(reader: FeatureReader, snapshot: Snapshot, *, repetitions
     def rescore_pool() -> None:
         pool = reader.pool(snapshot.tasks, mode="auto")
         rescored = rescore(snapshot, pool, version, head, parameters=parameters, seed=0)
-        prediction_rows(snapshot, pool, rescored, present=())
+        for _ in prediction_rows(snapshot, pool, rescored, present=()):
+            pass
 
     return seconds(rescore_pool, repetitions=repetitions)
 

@@ -83,8 +83,9 @@ def test_import_of_a_killed_run_that_comes_late_doubles_nothing(
 
     class SlowLabelStudio(PredictionsInMemory):
         def import_predictions(self, project_id: int, predictions: Any) -> None:
-            super().import_predictions(project_id, predictions)
-            super().import_predictions(project_id, predictions)
+            rows = list(predictions)
+            super().import_predictions(project_id, rows)
+            super().import_predictions(project_id, rows)
 
     rescored = rescore(snapshot, pool, VERSION, None, parameters=ProjectParameters(), seed=0)
     label_studio = SlowLabelStudio()

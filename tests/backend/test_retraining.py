@@ -6,6 +6,7 @@ Label Studio and the trunk are stood in for; tests/faults has the real ones.
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -59,7 +60,8 @@ class FakeLabelStudio(PredictionsInMemory):
             yield {"id": n, "annotations": [{"id": n, "result": [region(n)]}]}
 
     def import_predictions(self, project_id: int, predictions: Any) -> None:
-        super().import_predictions(project_id, predictions[:10] if self.is_failing else predictions)
+        taken = islice(predictions, 10) if self.is_failing else predictions
+        super().import_predictions(project_id, taken)
         if self.is_failing:
             raise LabelStudioError("The second batch timed out.", hint="")
 
