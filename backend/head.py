@@ -62,10 +62,6 @@ class Head:
         """The same head at another temperature."""
         return replace(self, temperature=torch.tensor(temperature))
 
-    def detached(self) -> "Head":
-        """The same head, no longer part of a gradient."""
-        return Head(**{name: tensor.detach() for name, tensor in self.to_tensors().items()})
-
     def to_tensors(self) -> dict[str, Tensor]:
         """The head by name, for a safetensors file."""
         return {name: getattr(self, name).contiguous() for name in self.__slots__}
@@ -110,27 +106,51 @@ def draw_masks(n_inputs: int, n_hidden: int, *, passes: int, seed: int) -> list[
     ]
 
 
-def masked_logits(head: Head, standardised: Tensor, mask: DropoutMask) -> Tensor:
-    """Class scores of one pass, multiplying only the rows and columns that are kept.
+@dataclass(frozen=True, slots=True, eq=False)
+class MaskedHead:
+    """The rows and columns of a head that one mask keeps, ready for many crops.
 
-    Args:
-        head: trained head.
-        standardised: (N, D) from `Head.standardise`, in the precision of the hidden layer; fastest
-            stored column by column.
-        mask: what is kept.
-
-    Returns:
-        (N, K) float32, equal to those of dense layers with the dropped units set to zero.
+    Attributes:
+        inputs: the d features that are kept, as indices.
+        hidden_weight: (h, d) in the precision of the hidden layer.
+        hidden_bias: (h, 1) float32.
+        class_weight: (h, K) float32, divided by the temperature as is the bias.
+        class_bias: (K,) float32.
     """
-    # Rows of the transposed crops are gathered, 1.8 times faster than columns (measured). What is
-    # kept is enlarged to keep its mean: in the weights, which are fewer than the crops.
-    kept_inputs = standardised.T.index_select(0, mask.inputs)
-    weight = head.hidden_weight.index_select(0, mask.inputs).index_select(1, mask.hidden)
-    weight = (weight.T / (1 - DROPOUT)).to(kept_inputs.dtype)
-    bias = head.hidden_bias[mask.hidden, None]
-    hidden = torch.relu((weight @ kept_inputs).float() + bias)
-    class_weight = head.class_weight[mask.hidden] / (1 - DROPOUT) / head.temperature
-    return torch.addmm(head.class_bias / head.temperature, hidden.T, class_weight)
+
+    inputs: Tensor
+    hidden_weight: Tensor
+    hidden_bias: Tensor
+    class_weight: Tensor
+    class_bias: Tensor
+
+    @classmethod
+    def of(cls, head: Head, mask: DropoutMask, precision: torch.dtype) -> "MaskedHead":
+        """What is kept is enlarged to keep its mean: in the weights, fewer than the crops."""
+        # Transposed in memory, too: the product with crops is three times faster (measured).
+        weight = head.hidden_weight.index_select(0, mask.inputs).T.index_select(0, mask.hidden)
+        return cls(
+            inputs=mask.inputs,
+            hidden_weight=(weight / (1 - DROPOUT)).to(precision),
+            hidden_bias=head.hidden_bias[mask.hidden, None],
+            class_weight=head.class_weight[mask.hidden] / (1 - DROPOUT) / head.temperature,
+            class_bias=head.class_bias / head.temperature,
+        )
+
+    def logits(self, standardised: Tensor) -> Tensor:
+        """Class scores of one pass, multiplying only the rows and columns that are kept.
+
+        Args:
+            standardised: (N, D) from `Head.standardise`, in the precision of the hidden layer;
+                fastest stored column by column.
+
+        Returns:
+            (N, K) float32, equal to those of dense layers with the dropped units set to zero.
+        """
+        # Rows of the transposed crops are gathered, 1.8 times faster than columns (measured).
+        kept_inputs = standardised.T.index_select(0, self.inputs)
+        hidden = torch.relu((self.hidden_weight @ kept_inputs).float() + self.hidden_bias)
+        return torch.addmm(self.class_bias, hidden.T, self.class_weight)
 
 
 @torch.inference_mode()
@@ -155,12 +175,13 @@ def mc_probabilities(head: Head, features: FloatArray, *, passes: int, seed: int
     n_inputs, n_hidden = head.hidden_weight.shape
     masks = draw_masks(n_inputs, n_hidden, passes=passes, seed=seed)
     precision = fastest_precision(torch.device("cpu"))
+    heads = [MaskedHead.of(head, mask, precision) for mask in masks]
     result = np.empty((passes, len(features), head.n_classes), np.float32)
     for start in range(0, len(features), _BLOCK):
         block = head.standardise(torch.from_numpy(features[start : start + _BLOCK]))
         block = block.to(precision).T.contiguous().T
-        for index, mask in enumerate(masks):
-            scores = masked_logits(head, block, mask)
+        for index, masked in enumerate(heads):
+            scores = masked.logits(block)
             result[index, start : start + _BLOCK] = torch.softmax(scores, dim=1).numpy()
     return result
 

@@ -23,7 +23,7 @@ from torchvision.models.vgg import cfgs, make_layers
 from backend.feature_cache import FeatureCache, content_key
 from backend.features import BATCH, Trunk
 from backend.gradcam import gradcam
-from backend.head import DROPOUT, Head, draw_masks, fresh_head, masked_logits
+from backend.head import DROPOUT, Head, MaskedHead, draw_masks, fresh_head
 from backend.networks import DEFAULT_NETWORK, INPUT_PX, build_network
 from backend.prediction import predict
 from benchmarks.timing import seconds
@@ -235,7 +235,7 @@ def _shared_mask_speedup(n_inputs: int, n_hidden: int) -> float:
 @torch.inference_mode()
 def _shared_passes(head: Head, inputs: Tensor) -> None:
     for mask in draw_masks(*head.hidden_weight.shape, passes=MASK_PASSES, seed=0):
-        masked_logits(head, inputs, mask)
+        MaskedHead.of(head, mask, inputs.dtype).logits(inputs)
 
 
 @torch.inference_mode()

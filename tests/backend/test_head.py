@@ -7,7 +7,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from backend.head import DROPOUT, Head, draw_masks, fresh_head, masked_logits, mc_probabilities
+from backend.head import DROPOUT, Head, MaskedHead, draw_masks, fresh_head, mc_probabilities
 
 N_CROPS, N_FEATURES, N_CLASSES = 7, 40, 4
 
@@ -34,7 +34,8 @@ def test_removed_rows_equal_the_masked_dense_computation(
         hidden[mask.hidden] = 1 / (1 - DROPOUT)
         dense = torch.relu((standardised * inputs) @ head.hidden_weight + head.hidden_bias)
         expected = ((dense * hidden) @ head.class_weight + head.class_bias) / head.temperature
-        torch.testing.assert_close(masked_logits(head, standardised, mask), expected)
+        masked = MaskedHead.of(head, mask, torch.float32)
+        torch.testing.assert_close(masked.logits(standardised), expected)
 
 
 def test_masks_are_shared_by_all_crops(head: Head, features: NDArray[Any]) -> None:
