@@ -5,7 +5,7 @@ seconds of processor time before the first version after every start.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -37,13 +37,12 @@ class AdamW:
         self._done = 0
         self._groups = [_Group(parameters, weight_decay) for parameters, weight_decay in groups]
 
-    def step(self, loss: Tensor) -> None:
-        """One step down the gradient of a loss, to which every parameter contributes."""
-        parameters = [parameter for group in self._groups for parameter in group.parameters]
-        gradients = iter(torch.autograd.grad(loss, parameters))
+    def step(self, gradients: Iterable[Tensor]) -> None:
+        """One step against the gradients by the parameters, in the order of the groups."""
+        gradient = iter(gradients)
         learning_rate = self._learning_rate * (1 + math.cos(math.pi * self._done / self._steps)) / 2
         for group in self._groups:
-            group.move([next(gradients).contiguous() for _ in group.parameters], learning_rate)
+            group.move([next(gradient).contiguous() for _ in group.parameters], learning_rate)
         self._done += 1
 
 

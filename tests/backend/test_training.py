@@ -9,12 +9,13 @@ import torch
 from numpy.typing import NDArray
 
 from backend.errors import DivergedError, SingleClassError
-from backend.head import probabilities
+from backend.head import fresh_head, probabilities
 from backend.training import (
     FloatArray,
     TrainingSettings,
     feature_scaling,
     fit,
+    loss_and_gradients,
     stratified_folds,
 )
 
@@ -92,6 +93,33 @@ def test_features_that_are_not_finite_are_an_error() -> None:
     features[3, 4] = np.nan
     with pytest.raises(DivergedError):
         fit(features, labels, groups, n_classes=2, settings=SETTINGS)
+
+
+def test_gradients_equal_the_slopes_of_the_loss() -> None:
+    """Central differences of the loss itself, in float64, along random directions."""
+    rng = np.random.default_rng(0)
+    head = fresh_head(torch.zeros(20), torch.ones(20), n_classes=3, rng=rng)
+    for tensor in head.to_tensors().values():
+        tensor.data = tensor.double() + 0.1 * torch.rand(tensor.shape, dtype=torch.float64)
+    inputs = torch.from_numpy(rng.normal(size=(16, 20)))
+    targets = torch.from_numpy(rng.integers(0, 3, 16))
+    trained = [head.hidden_weight, head.class_weight, head.hidden_bias, head.class_bias]
+
+    def loss() -> float:
+        return float(loss_and_gradients(head, inputs, targets, np.random.default_rng(1))[0])
+
+    _, gradients = loss_and_gradients(head, inputs, targets, np.random.default_rng(1))
+    for tensor, gradient in zip(trained, gradients, strict=True):
+        direction = torch.from_numpy(rng.normal(size=tensor.shape))
+        start = tensor.clone()
+        losses = []
+        for distance in (1e-6, -1e-6):
+            tensor.data = start + distance * direction
+            losses.append(loss())
+        tensor.data = start
+        slope = (losses[0] - losses[1]) / 2e-6
+        assert slope == pytest.approx(float((gradient * direction).sum()), rel=1e-5)
+        assert abs(slope) > 1e-3
 
 
 def test_turned_crops_are_learned_from_too() -> None:
