@@ -110,6 +110,7 @@ def import_sources(
 
     Raises:
         SourceError: a source cannot be used.
+        SourceChangedError: a source lacks cells that the project has of it.
         UnknownLabelError: labels that are no class.
         OutputError: the pictures, or where the sources lie, cannot be written.
         BucketError: the bucket cannot be used.
@@ -121,8 +122,10 @@ def import_sources(
     store = store or PictureFolder(files_dir)
     _make_storage(connection, paths, files_dir)
     store.attach(connection, project_id)
-    named = remember_sources(sources, options.read, files_dir=files_dir, project_id=project_id)
-    present = _crop_ids(connection, project_id)
+    present = _cells(connection, project_id)
+    named = remember_sources(
+        sources, options.read, files_dir=files_dir, project_id=project_id, cells=present
+    )
     done: set[str] = set()
     crops = iter_named_crops(named, options.read, report.problems)
     with ThreadPoolExecutor(store.writers) as writers:
@@ -184,9 +187,9 @@ def _make_storage(connection: Connection, paths: TaskPaths, files_dir: Path) -> 
         ) from error
 
 
-def _crop_ids(connection: Connection, project_id: int) -> set[str]:
-    """Crops that the project has."""
-    crop_ids: set[str] = set()
+def _cells(connection: Connection, project_id: int) -> dict[str, str]:
+    """Cells that the project has, by crop id; the name of the HDF5 file, '' for pictures."""
+    cells: dict[str, str] = {}
     page = 1
     while True:
         answer = connection.get(
@@ -198,9 +201,12 @@ def _crop_ids(connection: Connection, project_id: int) -> set[str]:
             include="id,data",
             resolve_uri=False,
         )
-        crop_ids.update(str(row["data"].get("crop_id", "")) for row in answer["tasks"])
+        for row in answer["tasks"]:
+            data = row["data"]
+            file = data.get("source", "") if data.get("dataset") else ""
+            cells[str(data.get("crop_id", ""))] = str(file)
         if page * PAGE >= answer["total"]:
-            return crop_ids
+            return cells
         page += 1
 
 

@@ -2,21 +2,33 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path, PurePosixPath
 
 from converters.crops import ReadOptions
 from converters.durable import replacing
-from converters.errors import ConfigurationError, OutputError
+from converters.errors import ConfigurationError, OutputError, SourceChangedError
 from converters.export import ExportSource
-from converters.reading import NamedSource, name_sources
+from converters.reading import NamedSource, iter_named_crops, name_sources
 from converters.source import fingerprint
 
 
 def remember_sources(
-    sources: Sequence[Path], read: ReadOptions, *, files_dir: Path, project_id: int
+    sources: Sequence[Path],
+    read: ReadOptions,
+    *,
+    files_dir: Path,
+    project_id: int,
+    cells: Mapping[str, str],
 ) -> list[NamedSource]:
     """Note where the project's sources lie, so that labels can be written back to copies.
+
+    Args:
+        sources: files and folders.
+        read: how they are read.
+        files_dir: where the note lies.
+        project_id: of the project.
+        cells: by crop id, the cells in HDF5 files that the project has; the name of the file.
 
     Returns:
         The sources under the names that their tasks must carry. A source that the project has
@@ -25,6 +37,7 @@ def remember_sources(
 
     Raises:
         UnreadableSourceError: a source cannot be read.
+        SourceChangedError: a source has changed and lacks cells that the project has of it.
         OutputError: the note cannot be written.
         ConfigurationError: that of earlier imports is damaged.
     """
@@ -34,8 +47,11 @@ def remember_sources(
     for given in name_sources(sources):
         source = ExportSource(given.path.resolve(), fingerprint(given.path), read)
         name = _own_name(given.name, source, known)
+        own = NamedSource(given.path, name)
+        if name not in known or known[name].sha256 != source.sha256:
+            _check_cells_kept(own, read, cells)
         known[name] = source
-        named.append(NamedSource(given.path, name))
+        named.append(own)
     rows = {name: asdict(source) | {"path": str(source.path)} for name, source in known.items()}
     try:
         record.parent.mkdir(parents=True, exist_ok=True)
@@ -48,6 +64,25 @@ def remember_sources(
             " (an import with the --project that it printed).",
         ) from error
     return named
+
+
+def _check_cells_kept(source: NamedSource, read: ReadOptions, cells: Mapping[str, str]) -> None:
+    """A file may grow; but the labels of cells that are gone would be written to others."""
+    of_source = {
+        crop_id
+        for crop_id, file in cells.items()
+        if PurePosixPath(file).is_relative_to(source.name)
+    }
+    if not of_source:
+        return
+    crops = iter_named_crops([source], replace(read, limit=None))
+    gone = of_source.difference(crop.crop_id for crop in crops)
+    if gone:
+        raise SourceChangedError(
+            f"{source.path} lacks {len(gone)} of the {len(of_source)} cells that the project has of"
+            " it: it has changed since its import, or is read with other options.",
+            hint="Put the imported file back, or import this one into a new project.",
+        )
 
 
 def _own_name(wanted: str, source: ExportSource, known: Mapping[str, ExportSource]) -> str:

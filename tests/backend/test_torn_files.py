@@ -170,17 +170,17 @@ def test_torn_record_of_sources_is_named_and_kept(
     picture = tmp_path / "cell.png"
     Image.new("L", (20, 20)).save(picture)
     files = tmp_path / "files"
-    remember_sources([picture], ReadOptions(), files_dir=files, project_id=3)
+    remember_sources([picture], ReadOptions(), files_dir=files, project_id=3, cells={})
     record = files / "sources" / "project-3.json"
     tear(record)
     torn = record.read_bytes()
     with pytest.raises(ConfigurationError, match="is damaged, so it is not known where"):
         read_sources(files, 3)
     with pytest.raises(ConfigurationError, match="is damaged, so it is not known where"):
-        remember_sources([picture], ReadOptions(), files_dir=files, project_id=3)
+        remember_sources([picture], ReadOptions(), files_dir=files, project_id=3, cells={})
     assert record.read_bytes() == torn
     record.unlink()
-    remember_sources([picture], ReadOptions(), files_dir=files, project_id=3)
+    remember_sources([picture], ReadOptions(), files_dir=files, project_id=3, cells={})
     assert list(read_sources(files, 3)) == ["cell.png"]
 
 
