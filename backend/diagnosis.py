@@ -64,12 +64,15 @@ def label_studio_problem(settings: Settings) -> str:
 
 
 def storage_problem(settings: Settings) -> str:
-    """Why nothing can be stored in the data directory, in a sentence; '' when it can."""
+    """Why nothing can be stored in the data directory, in a sentence; '' when it can.
+
+    It names no path: everybody may read it.
+    """
     disk = _disk(settings.data_dir)
     if disk["free_bytes"] is not None and disk["free_bytes"] < LEAST_FREE_BYTES:
-        return f"The disk of the data directory {settings.data_dir} is full."
+        return "The disk of the data directory is full."
     if disk["refusal"]:
-        return f"The data directory {settings.data_dir} cannot be written: {disk['refusal']}."
+        return f"The data directory cannot be written: {disk['refusal']}."
     return ""
 
 

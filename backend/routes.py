@@ -114,8 +114,7 @@ def install_routes(app: Flask, service: Service) -> None:
 
 def health(service: Service) -> Response:
     """Liveness: the process answers, and says whether anything can be stored and trained."""
-    full = "The data directory cannot be written." if storage_problem(service.settings) else ""
-    problem = full or read_trouble(service.settings.data_dir)
+    problem = storage_problem(service.settings) or read_trouble(service.settings.data_dir)
     return jsonify({"status": "UP", "problem": problem})
 
 
