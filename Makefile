@@ -33,7 +33,7 @@ test: setup lint ## lint, type check and all tests, a real Label Studio included
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-faults: setup ## the long tests: kills, a failing Label Studio, full disks, fuzzing; writes the table of docs/reliability.md
-	$(if $(ARGS),,FAULT_TABLE=docs/reliability.md) $(BIN)/pytest -m faults -n 4 --dist loadfile --no-loadscope-reorder $(or $(ARGS),tests/hostile tests/faults)
+	$(if $(ARGS),,FAULT_TABLE=docs/reliability.md) $(BIN)/pytest -m faults -n 3 --dist loadfile --no-loadscope-reorder $(or $(ARGS),tests/hostile tests/faults)
 
 test-soak: setup ## half an hour of labelling, SOAK_MINUTES=N for less
 	$(BIN)/pytest -m soak $(ARGS)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fault_order import is_of_faults_only
 from faulty_proxy import FaultyProxy
 from filelock import FileLock
 from installation import Installation, OwnBackend, new_address, run_cellai
@@ -29,25 +30,37 @@ def small_sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def first_start(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> FirstStart:
-    """Made by the first process of a run that asks for it, from its installation."""
+    """Made by the first process of a run that asks for it, from its installation if it has one."""
     base = tmp_path_factory.getbasetemp()
     shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "first-start"
     folder, api_key_file = shared / "label-studio", shared / "api-key"
     with FileLock(f"{shared}.lock"):
         if not api_key_file.exists():
-            demo: Installation = request.getfixturevalue("demo")
             shutil.rmtree(shared, ignore_errors=True)  # of a process that failed in between
             shared.mkdir()
-            demo.copy_label_studio(folder)
-            api_key_file.write_text(demo.connection_file.api_key)
+            api_key_file.write_text(_prepare(request, folder))
     return FirstStart(folder, api_key_file.read_text())
+
+
+def _prepare(request: pytest.FixtureRequest, folder: Path) -> str:
+    """Put what a first start leaves into the folder; returns the token of its account."""
+    if not is_of_faults_only(request.config):
+        demo: Installation = request.getfixturevalue("demo")
+        demo.copy_label_studio(folder)
+        return demo.connection_file.api_key
+    server = LabelStudioOnSQLite.new(folder.parent)
+    try:
+        server.start()
+    finally:
+        server.stop()
+    return server.api_key
 
 
 @pytest.fixture(scope="module")
 def label_studio(
     first_start: FirstStart, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[LabelStudioOnSQLite]:
-    server = LabelStudioOnSQLite(tmp_path_factory.mktemp("own"), first_start)
+    server = LabelStudioOnSQLite.copy_of(first_start, tmp_path_factory.mktemp("own"))
     try:
         server.start()
         yield server

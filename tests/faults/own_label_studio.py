@@ -2,6 +2,7 @@
 
 import os
 import re
+import secrets
 import shutil
 import sqlite3
 import subprocess
@@ -23,7 +24,7 @@ from converters.launcher import LABEL_STUDIO_ENVIRONMENT, answers, label_studio_
 
 @dataclass(frozen=True, slots=True)
 class FirstStart:
-    """What a first start of Label Studio left, which takes half a minute: tables and an account.
+    """What a first start of Label Studio left, which takes most of a minute: tables and an account.
 
     Attributes:
         folder: its data, of which nothing runs.
@@ -107,17 +108,26 @@ class OwnLabelStudio(ABC):
 
 
 class LabelStudioOnSQLite(OwnLabelStudio):
-    """Label Studio on a copy of an installation's database.
+    """Label Studio as `cellai up` starts it."""
 
-    Args:
-        folder: for the copy.
-        original: what is copied.
-    """
+    @classmethod
+    def new(cls, folder: Path) -> "LabelStudioOnSQLite":
+        """Before its first start; it will have an account."""
+        api_key = secrets.token_hex(20)
+        account = {
+            "LABEL_STUDIO_USERNAME": "annotator@localhost.local",
+            "LABEL_STUDIO_PASSWORD": secrets.token_urlsafe(12),
+            "LABEL_STUDIO_USER_TOKEN": api_key,
+        }
+        return cls(folder, LABEL_STUDIO_ENVIRONMENT | account, api_key)
 
-    def __init__(self, folder: Path, original: FirstStart) -> None:
+    @classmethod
+    def copy_of(cls, original: FirstStart, folder: Path) -> "LabelStudioOnSQLite":
+        """On a copy of another one's database; its personal tokens are checked often."""
         tokens_end = {"ACCESS_TOKEN_SECONDS": "5"}
-        super().__init__(folder, LABEL_STUDIO_ENVIRONMENT | tokens_end, original.api_key)
-        shutil.copytree(original.folder, self.folder, dirs_exist_ok=True)
+        copy = cls(folder, LABEL_STUDIO_ENVIRONMENT | tokens_end, original.api_key)
+        shutil.copytree(original.folder, copy.folder, dirs_exist_ok=True)
+        return copy
 
     @property
     def database(self) -> Path:

@@ -117,12 +117,13 @@ def run(
     write: Callable[[Path], Path],
     folder: Path,
     *,
+    watched: Watched,
     use: Callable[[Path], str] = read,
 ) -> None:
     """One case: write the file, read it or what `use` does with it, say what happened."""
     path = write(folder)
     say(begin=name)
-    watched = Watched(folder.parent / "outside")
+    watched.opened()  # nothing of this case yet
     reset_peak()
     before, began = peak_bytes(), time.process_time()
     faulthandler.dump_traceback_later(MAX_WAIT_SECONDS, exit=True)
@@ -141,7 +142,6 @@ def run(
         grown=peak_bytes() - before,
         outside=watched.opened(),
     )
-    os.close(watched._descriptor)
 
 
 def say(**fields: Any) -> None:
@@ -199,13 +199,15 @@ def main() -> None:
     if "here" in options:
         text_columns._read = read_text_here  # type: ignore[assignment]
     os.chdir(folder)
+    # One for all cases: to close it takes as long as to read a file.
+    run_watched = partial(run, watched=Watched(folder.parent / "outside"))
     if kind == "structures":
-        write_structures(first, count, folder, run)
+        write_structures(first, count, folder, run_watched)
         return
     use = partial(export, options=OPTIONS) if "export" in options else read
     for name, write in cases(kind, first, count):
         written = beside_cells(write) if "beside" in options else write
-        run(name, written, folder, use=use)
+        run_watched(name, written, folder, use=use)
 
 
 if __name__ == "__main__":
