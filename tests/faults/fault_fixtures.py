@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fault_order import is_of_faults_only
 from faulty_proxy import FaultyProxy
 from filelock import FileLock
 from installation import Installation, OwnBackend, new_address, run_cellai
@@ -44,7 +43,7 @@ def first_start(
 
 def _prepare(request: pytest.FixtureRequest, folder: Path) -> str:
     """Put what a first start leaves into the folder; returns the token of its account."""
-    if not is_of_faults_only(request.config):
+    if request.config.getoption("markexpr") != "faults":
         demo: Installation = request.getfixturevalue("demo")
         demo.copy_label_studio(folder)
         return demo.connection_file.api_key

@@ -17,13 +17,8 @@ ORDER = (
 )
 
 
-def is_of_faults_only(config: pytest.Config) -> bool:
-    """Whether the long tests are run by themselves, as `make test-faults` does."""
-    return bool(config.getoption("markexpr") == "faults")
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Only where the long tests are run by themselves."""
-    if is_of_faults_only(config):
+    """Only where the long tests are run by themselves, as `make test-faults` does."""
+    if config.getoption("markexpr") == "faults":
         ranks = {name: rank for rank, name in enumerate(ORDER)}
         items.sort(key=lambda item: ranks.get(item.path.stem, len(ORDER)))
