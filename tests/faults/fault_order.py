@@ -1,8 +1,7 @@
 """The order of the modules: what takes long begins early, so that no process is left with it.
 
-pytest-xdist hands a process its next module while it still has one or two tests to do. What takes
-the longest of all is a few tests of hostile files, so the module that it gets meanwhile is a short
-one.
+What is longest comes first, but for the hostile files, which need no Label Studio: the process that
+begins with them leaves the others room for theirs to start.
 """
 
 import pytest
@@ -11,9 +10,10 @@ ORDER = (
     "test_hostile_hdf5",
     "test_label_studio_faults",
     "test_kill",
+    "test_storage",
     "test_tokens",
     "test_kill_label_studio",
-    "test_storage",
+    "test_backup",
 )
 
 
