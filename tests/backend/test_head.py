@@ -56,3 +56,21 @@ def test_round_trip_through_tensors(head: Head, features: NDArray[Any]) -> None:
     copy = Head.from_tensors(head.to_tensors())
     inputs = torch.from_numpy(features)
     assert torch.equal(copy.logits(inputs), head.logits(inputs))
+
+
+def test_products_have_few_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For each shape that it has not met oneDNN compiles a product, and keeps it."""
+    rng = np.random.default_rng(1)
+    head = fresh_head(torch.zeros(2560), torch.ones(2560), n_classes=N_CLASSES, rng=rng)
+    shapes = set()
+
+    def logits(masked: MaskedHead, standardised: torch.Tensor) -> torch.Tensor:
+        shapes.add((*masked.hidden_weight.shape, len(standardised)))
+        return plain(masked, standardised)
+
+    plain = MaskedHead.logits
+    monkeypatch.setattr(MaskedHead, "logits", logits)
+    for n_crops in range(1, 700, 23):
+        crops = rng.normal(size=(n_crops, 2560)).astype(np.float32)
+        assert mc_probabilities(head, crops, passes=20, seed=0).shape == (20, n_crops, N_CLASSES)
+    assert len(shapes) <= 50  # of 20 masks and 31 numbers of crops
