@@ -10,8 +10,8 @@ ORDER = (
     "test_hostile_hdf5",
     "test_label_studio_faults",
     "test_kill",
-    "test_storage",
     "test_tokens",
+    "test_storage",
     "test_kill_label_studio",
     "test_backup",
 )
