@@ -3,6 +3,7 @@
 import signal
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -84,6 +85,25 @@ app = typer.Typer(
 )
 
 
+def _show_version(asked: bool) -> None:  # noqa: FBT001  # so typer calls it
+    if asked:
+        out.print(metadata.version("cellai"), highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def cellai(
+    *,
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Show the version and exit.", callback=_show_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Options of no command."""
+
+
 @app.command()
 def up(
     sources: MoreSources = None,
@@ -153,7 +173,8 @@ def import_command(
     project: ProjectId = None,
     files_dir: FilesDir = None,
     bucket: Annotated[
-        str, typer.Option("--bucket", help="S3 bucket for the pictures: s3://NAME[/PREFIX].")
+        str,
+        typer.Option("--bucket", help="S3 bucket for the pictures: s3://NAME or s3://NAME/PREFIX."),
     ] = "",
     title: Annotated[str, typer.Option("--title", help="Create a project of this name.")] = "",
     backend_url: BackendUrl = "",
