@@ -79,6 +79,21 @@ def backend(demo: Installation, weights: Path, tmp_path: Path) -> OwnBackend:
     return OwnBackend.beside(demo, tmp_path / "backend", weights)
 
 
+@pytest.fixture
+def personal_token(demo: Installation) -> Iterator[str]:
+    """A personal access token of the installation's account, revoked afterwards."""
+    connection = demo.label_studio
+
+    def revoke(token: str) -> None:
+        connection.request("POST", "api/token/blacklist/", payload={"refresh": token})
+
+    for row in connection.get("api/token/"):  # an account has one at a time
+        revoke(row["token"])
+    token = str(connection.post("api/token/", {})["token"])
+    yield token
+    revoke(token)
+
+
 @pytest.fixture(scope="session")
 def guarded_label_studio(
     demo: Installation, tmp_path_factory: pytest.TempPathFactory

@@ -107,9 +107,8 @@ def test_backend_that_only_label_studio_reaches(demo: Installation, sample_file:
     assert attached["url"] == backend_url
 
 
-def test_both_kinds_of_token_work(demo: Installation) -> None:
-    token = demo.label_studio.post("api/token/", {})["token"]
-    personal = Connection(demo.connection_file.label_studio_url, token)
+def test_both_kinds_of_token_work(demo: Installation, personal_token: str) -> None:
+    personal = Connection(demo.connection_file.label_studio_url, personal_token)
     try:
         whoami = personal.get("api/current-user/whoami")
     finally:

@@ -170,21 +170,6 @@ def test_secrets_are_on_no_command_line_and_in_no_log(demo: Installation) -> Non
         assert not [secret for secret in secrets if secret in text]
 
 
-@pytest.fixture
-def personal_token(demo: Installation) -> Iterator[str]:
-    """A personal access token of the installation's account, revoked afterwards."""
-    connection = demo.label_studio
-
-    def revoke(token: str) -> None:
-        connection.request("POST", "api/token/blacklist/", payload={"refresh": token})
-
-    for row in connection.get("api/token/"):  # an account has one at a time
-        revoke(row["token"])
-    token = str(connection.post("api/token/", {})["token"])
-    yield token
-    revoke(token)
-
-
 @pytest.mark.label_studio
 def test_log_of_everything_holds_no_credential(
     demo: Installation,
