@@ -30,7 +30,13 @@ settings.register_profile("same", derandomize=True)
 settings.register_profile("drawn", derandomize=False)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
-pytest_plugins = ["browser_fixtures", "hdf5_fixtures", "fault_table", "fault_fixtures"]
+pytest_plugins = [
+    "browser_fixtures",
+    "hdf5_fixtures",
+    "fault_table",
+    "fault_fixtures",
+    "module_order",
+]
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,19 @@ begins with them leaves the others room for theirs to start.
 import pytest
 
 ORDER = (
+    "test_learning",
+    "test_launcher",
+    "test_hostile_hdf5",
+    "test_up_troubles",
+    "test_versions",
+    "test_postgresql",
+    "test_export_roundtrip",
+    "test_import",
+    "test_recovery",
+    "test_stored_secrets",
+    "test_queue",
+)
+ORDER_OF_LONG_TESTS = (
     "test_hostile_hdf5",
     "test_label_studio_faults",
     "test_kill",
@@ -18,7 +31,7 @@ ORDER = (
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Only where the long tests are run by themselves, as `make test-faults` does."""
-    if config.getoption("markexpr") == "faults":
-        ranks = {name: rank for rank, name in enumerate(ORDER)}
-        items.sort(key=lambda item: ranks.get(item.path.stem, len(ORDER)))
+    """Those of the order first, the others as they were."""
+    order = ORDER_OF_LONG_TESTS if config.getoption("markexpr") == "faults" else ORDER
+    ranks = {name: rank for rank, name in enumerate(order)}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(order)))

@@ -13,8 +13,6 @@ from installation import Installation, OwnBackend, new_address, run_cellai
 from laboratory import Laboratory, fault_environment, new_laboratory
 from own_label_studio import FirstStart, LabelStudioOnSQLite, OwnLabelStudio
 
-pytest_plugins = ["fault_order"]
-
 
 @pytest.fixture(scope="session")
 def small_sample(tmp_path_factory: pytest.TempPathFactory) -> Path:

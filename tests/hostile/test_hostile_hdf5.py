@@ -29,7 +29,7 @@ N_LONG = {"mutations": 10_000, "structures": 1_000}
 HERE = {"mutations": ["here"], "structures": []}
 # Files that the walk through the structure, which the child process leaves out, may refuse.
 REFUSED_KINDS = {"mutations", "kept"}
-BATCH = 500
+BATCH = 1000
 N_WORKERS = 2
 # Resident size also counts pages of files that a case maps or reads.
 ALLOWED_BYTES = MAX_MEMORY_BYTES + 2**28
