@@ -32,6 +32,7 @@ WEIGHT_DECAY = 1e-2
 FOLDS = 5
 SCALED_AT_ONCE = 4096
 MIN_HOLDOUT_LABELS = 25  # below, a fifth is too few to say anything
+MOST_HELD_OUT = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,14 +316,23 @@ def _canonical_order(features: FloatArray, labels: IntArray, groups: Sequence[st
 
 
 def _hold_out(labels: IntArray, groups: Sequence[str], *, seed: int) -> NDArray[np.bool_]:
-    """A fifth of the labels in whole groups, class shares kept; empty with too few labels."""
+    """The usable fold nearest to a fifth of the labels; empty where there is none."""
     nothing = np.zeros(len(labels), np.bool_)
     if len(labels) < MIN_HOLDOUT_LABELS:
         return nothing
     folds = stratified_folds(labels, groups, n_folds=FOLDS, seed=seed)
-    held_out = folds == 0
+    usable = [held for fold in range(FOLDS) if _is_usable(held := folds == fold, labels)]
+    return min(usable, key=lambda held: abs(held.mean() - 1 / FOLDS), default=nothing)
+
+
+def _is_usable(held_out: NDArray[np.bool_], labels: IntArray) -> bool:
+    """Whether half the labels and some of every class are left to train on, and two classes tell.
+
+    A class of one label, or with all of its labels in one group, makes its fold unusable.
+    """
     left, out = np.unique(labels[~held_out]), np.unique(labels[held_out])
-    return held_out if len(left) == len(np.unique(labels)) and len(out) >= 2 else nothing
+    leaves_all = len(left) == len(np.unique(labels))
+    return leaves_all and len(out) >= 2 and held_out.mean() <= MOST_HELD_OUT
 
 
 def stratified_folds(

@@ -73,6 +73,24 @@ def test_hold_out_gives_metrics_once_there_are_enough_labels() -> None:
     assert "macro_f1" not in few.metrics
 
 
+@pytest.mark.parametrize(
+    ("counts", "group_sizes"),
+    [
+        ([40, 20, 1], [1] * 61),  # one label of a class must stay in the training part
+        ([300, 150, 50, 1], [1] * 501),
+        ([60, 30, 10], [10] * 10),  # as must a class whose labels are all in one group
+        ([120, 80], [90, 25, 25, 20, 20, 20]),  # a large frame beside small ones
+    ],
+)
+def test_hold_out_is_about_a_fifth(counts: list[int], group_sizes: list[int]) -> None:
+    features, labels, _ = blobs(counts)
+    groups = np.repeat(np.arange(len(group_sizes)), group_sizes).astype(str)
+    if counts == [120, 80]:  # both classes in every frame
+        groups = np.random.default_rng(0).permutation(groups)
+    fitted = fit(features, labels, list(groups), n_classes=len(counts), settings=SETTINGS)
+    assert 0.08 <= fitted.metrics["n_holdout"] / len(labels) <= 0.3
+
+
 def test_folds_never_split_a_group() -> None:
     _, labels, groups = blobs([50, 30, 20])
     folds = stratified_folds(labels, groups, n_folds=5, seed=0)
