@@ -17,6 +17,7 @@ from backend.errors import PredictionError
 from backend.history import QueuedCell, VersionRecord
 from backend.images import DISPLAY_KEYS, PictureReader
 from backend.label_studio import Task
+from backend.prior_predictions import PriorPrediction
 from converters.label_config import LabelConfig
 from converters.labels import annotation_label
 
@@ -47,11 +48,8 @@ class ConfidentError:
     """A label that contradicts the prediction which the version then in service had made."""
 
     task_id: int
-    task_data: Mapping[str, Any]
     label: str
-    predicted: str
-    probability: float
-    version: str
+    prior: PriorPrediction
 
 
 class Gallery:
@@ -85,18 +83,22 @@ class Gallery:
         )
 
     def contradicted(
-        self, tasks: Iterable[Mapping[str, Any]], labels: Mapping[int, str], config: LabelConfig
+        self,
+        tasks: Iterable[Mapping[str, Any]],
+        labels: Mapping[int, str],
+        prior: Mapping[int, PriorPrediction | None],
+        config: LabelConfig,
     ) -> tuple[GalleryCell, ...]:
         """The most confident errors."""
-        found = confident_errors(tasks, labels, config)
+        found = confident_errors(tasks, labels, prior, from_name=config.from_name)
         return tuple(
             GalleryCell(
                 task_id=error.task_id,
-                picture=self._picture(Task(error.task_id, dict(error.task_data))),
-                heat=self._heat(str(error.task_data.get("card") or "")),
-                predicted=title_of(error.predicted, config),
-                probability=error.probability,
-                version=error.version,
+                picture=self._picture(Task(error.task_id, dict(error.prior.task_data))),
+                heat=self._heat(str(error.prior.task_data.get("card") or "")),
+                predicted=title_of(error.prior.predicted, config),
+                probability=error.prior.probability,
+                version=error.prior.version,
                 label=title_of(error.label, config),
             )
             for error in found[:GALLERY_CELLS]
@@ -124,7 +126,11 @@ class Gallery:
 
 
 def confident_errors(
-    tasks: Iterable[Mapping[str, Any]], labels: Mapping[int, str], config: LabelConfig
+    tasks: Iterable[Mapping[str, Any]],
+    labels: Mapping[int, str],
+    prior: Mapping[int, PriorPrediction | None],
+    *,
+    from_name: str,
 ) -> list[ConfidentError]:
     """Labels that contradict a confident prediction, the most confident first.
 
@@ -132,36 +138,23 @@ def confident_errors(
     moment, which cannot have learned from the label.
 
     Args:
-        tasks: annotated tasks of the export.
+        tasks: annotated, with `id` and `annotations`.
         labels: label by task id, as training reads them.
-        config: of the project.
+        prior: of `PriorPredictions`.
+        from_name: the control tag of the labels.
     """
     errors = []
     for task in tasks:
         label = labels.get(int(task["id"]), "")
         given = [
-            a
-            for a in task["annotations"]
-            if annotation_label(a, from_name=config.from_name) == label
+            int(annotation["id"])
+            for annotation in task["annotations"]
+            if annotation_label(annotation, from_name=from_name) == label
         ]
-        prediction = (given[-1].get("prediction") if given else None) or {}
-        probabilities = _probabilities(prediction, config)
-        if not label or not probabilities:
-            continue
-        predicted = max(probabilities, key=probabilities.__getitem__)
-        if predicted != label and probabilities[predicted] >= CONFIDENT:
-            version = str(prediction.get("model_version") or "")
-            errors.append(
-                ConfidentError(
-                    int(task["id"]),
-                    task["data"],
-                    label,
-                    predicted,
-                    probabilities[predicted],
-                    version,
-                )
-            )
-    return sorted(errors, key=lambda error: (-error.probability, error.task_id))
+        said = prior.get(given[-1]) if given else None
+        if said is not None and said.predicted != label and said.probability >= CONFIDENT:
+            errors.append(ConfidentError(int(task["id"]), label, said))
+    return sorted(errors, key=lambda error: (-error.prior.probability, error.task_id))
 
 
 def card_picture(card: str) -> str:
@@ -174,12 +167,3 @@ def title_of(class_id: str, config: LabelConfig) -> str:
     """What the annotator reads for a class; the id itself for one that the config lost."""
     known = dict(zip(config.classes, config.titles, strict=True))
     return known.get(class_id, class_id)
-
-
-def _probabilities(prediction: Mapping[str, Any], config: LabelConfig) -> dict[str, float]:
-    """Probability by class of a prediction kept with an annotation; empty without any."""
-    for region in prediction.get("result") or ():
-        if region.get("from_name") == config.from_name:
-            stored = (region.get("meta") or {}).get("probabilities") or {}
-            return {str(name): float(probability) for name, probability in stored.items()}
-    return {}

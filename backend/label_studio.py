@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -54,7 +54,7 @@ class LabelStudioClient:
         """The project's tasks with an id above `after_id`, ascending."""
         newer = _greater("id", after_id)
         query = {"filters": {"conjunction": "and", "items": [newer]}, "ordering": ["tasks:id"]}
-        page = 1
+        page, n_read = 1, 0
         while True:
             answer = self._connection.get(
                 "api/tasks/",
@@ -68,7 +68,9 @@ class LabelStudioClient:
             )
             for row in answer["tasks"]:
                 yield Task(row["id"], row["data"])
-            if page * TASK_PAGE >= answer["total"]:
+            # Not by the size that was asked for: TASK_API_PAGE_SIZE_MAX may cut it.
+            n_read += len(answer["tasks"])
+            if not answer["tasks"] or n_read >= answer["total"]:
                 return
             page += 1
 
@@ -101,15 +103,23 @@ class LabelStudioClient:
                 if row["id"] > last:  # once for each annotation
                     yield row
                     last = row["id"]
-            if len(answer["tasks"]) < ANNOTATED_PAGE:
+            if len(answer["tasks"]) >= answer["total"]:  # of those behind `last`
                 return
 
-    def exported_tasks(self, project_id: int) -> list[dict[str, Any]]:
+    def exported_tasks(
+        self, project_id: int, *, task_ids: Sequence[int] = ()
+    ) -> list[dict[str, Any]]:
         """Tasks that have annotations, whole, each annotation with the prediction it was made from.
 
         Label Studio keeps a file of each export.
+
+        Args:
+            project_id: of the tasks.
+            task_ids: only these of them; all where none is named.
         """
-        return list(self._connection.get(f"api/projects/{project_id}/export", exportType="JSON"))
+        only = {"ids[]": list(task_ids)} if task_ids else {}
+        path = f"api/projects/{project_id}/export"
+        return list(self._connection.get(path, exportType="JSON", **only))
 
     def model_versions(self, project_id: int) -> dict[str, int]:
         """Number of predictions per model version."""

@@ -20,6 +20,7 @@ from backend.history import History, VersionRecord
 from backend.images import picture_reader
 from backend.jobs import Job, JobStore, Project
 from backend.label_studio import LabelStudioClient
+from backend.prior_predictions import PriorPredictions
 from backend.registry import Registry
 from backend.settings import Settings
 from backend.training import BATCH, sampling_chances
@@ -152,6 +153,7 @@ class ReportReader:
         self._registry = Registry(settings.data_dir / "models")
         self._history = History(settings.data_dir / "history")
         self._gallery = Gallery(picture_reader(settings, client))
+        self._prior = PriorPredictions(client)
 
     def projects(self) -> list[Project]:
         """The connected projects, ascending by id."""
@@ -176,8 +178,9 @@ class ReportReader:
             )
         described = self._client.project(project_id)
         config = read_label_config(described["label_config"])
-        tasks = self._client.exported_tasks(project_id)
+        tasks = list(self._client.annotated_tasks(project_id))
         labels = _labels(tasks, config)
+        prior = self._prior.of(project_id, tasks, from_name=config.from_name)
         counts = Counter(labels.values())
         label_counts = tuple(counts[name] for name in config.classes)
         records = self._records(project_id)
@@ -201,7 +204,7 @@ class ReportReader:
             pool_now=now,
             pace=read_pace(_given_labels(tasks, config)),
             uncertain=self._gallery.uncertain(serving, labels, config),
-            contradicted=self._gallery.contradicted(tasks, labels, config),
+            contradicted=self._gallery.contradicted(tasks, labels, prior, config),
             progress=self._progress(project),
             advice=advise(judged, _class_states(config, label_counts, hold_out)),
             gain=recent_gain(judged) if judged else None,

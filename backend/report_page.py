@@ -104,7 +104,7 @@ def _learning_curve(report: Report) -> Figure:
         "Each point is a version, measured on a fifth of the labels that it was not trained on."
         " The queue asks for difficult cells, so on all cells the model is rather better."
         if points
-        else "No version has a hold-out yet: it begins with 25 labels, of two groups such as frames.",
+        else "No version has a hold-out yet: it begins with 25 labels, of at least two frames.",
         charts.learning_curve(points) if points else "",
         _csv(header, rows),
     )

@@ -3,11 +3,13 @@
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from installation import Installation, annotate
 
 from backend.label_studio import LabelStudioClient
+from converters.label_studio import Connection
 from converters.labels import chosen_label
 
 pytestmark = pytest.mark.label_studio
@@ -65,6 +67,42 @@ def test_all_are_read_page_by_page(
     monkeypatch.setattr("backend.label_studio.ANNOTATED_PAGE", 2)
     assert list(client.annotated_tasks(labelled.project_id)) == whole
     assert len(whole) == 16
+
+
+def test_a_server_that_sends_smaller_pages_loses_no_task(
+    labelled: Installation, client: LabelStudioClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As TASK_API_PAGE_SIZE_MAX of Label Studio makes it do, which cuts what was asked for."""
+    tasks = list(client.tasks(labelled.project_id))
+    annotated = list(client.annotated_tasks(labelled.project_id))
+    get = Connection.get
+
+    def get_less(self: Connection, path: str, **params: object) -> Any:
+        return get(self, path, **params | {"page_size": 7})
+
+    monkeypatch.setattr(Connection, "get", get_less)
+    assert list(client.tasks(labelled.project_id)) == tasks
+    assert list(client.annotated_tasks(labelled.project_id)) == annotated
+
+
+def test_report_reads_the_same_with_the_labels_as_from_the_export(
+    labelled: Installation, client: LabelStudioClient
+) -> None:
+    names = ("id", "created_at", "completed_by", "ground_truth", "was_cancelled")
+    read, exported = (
+        [
+            [[annotation[name] for name in names] for annotation in task["annotations"]]
+            for task in sorted(tasks, key=lambda task: int(task["id"]))
+        ]
+        for tasks in (
+            client.annotated_tasks(labelled.project_id),
+            client.exported_tasks(labelled.project_id),
+        )
+    )
+    assert read == exported
+    first = next(client.annotated_tasks(labelled.project_id))["id"]
+    (only,) = client.exported_tasks(labelled.project_id, task_ids=[first])
+    assert only["id"] == first
 
 
 def test_reading_leaves_no_file_in_label_studio(

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from backend.history import History, QueuedCell, VersionRecord
 from backend.jobs import JobStore
 from backend.label_studio import LabelStudioClient
 from backend.metrics import expected_calibration_error, reliability
+from backend.prior_predictions import PriorPredictions, prior_predictions
 from backend.report import (
     ReportReader,
     drawn_per_epoch,
@@ -91,12 +93,24 @@ class FakeLabelStudio(LabelStudioClient):
     def __init__(self, tasks: list[dict[str, Any]]) -> None:
         super().__init__("http://label-studio", "token")
         self.rows = tasks
+        self.exports: list[list[int]] = []
 
     def project(self, project_id: int) -> dict[str, Any]:
         return {"title": "Blood", "label_config": XML, "task_number": 9}
 
-    def exported_tasks(self, project_id: int) -> list[dict[str, Any]]:
-        return self.rows
+    def annotated_tasks(self, project_id: int) -> Iterator[dict[str, Any]]:
+        for row in self.rows:
+            annotations = [
+                {name: value for name, value in annotation.items() if name != "prediction"}
+                for annotation in row["annotations"]
+            ]
+            yield {"id": row["id"], "annotations": annotations}
+
+    def exported_tasks(
+        self, project_id: int, *, task_ids: Sequence[int] = ()
+    ) -> list[dict[str, Any]]:
+        self.exports.append(list(task_ids))
+        return [row for row in self.rows if not task_ids or row["id"] in task_ids]
 
 
 @pytest.fixture
@@ -272,7 +286,31 @@ def test_errors_are_confident_contradictions_only() -> None:
         for task in tasks
         if (label := annotation_label(task["annotations"][0], from_name="cell_class"))
     }
-    assert [error.task_id for error in confident_errors(tasks, labels, CONFIG)] == [2, 1]
+    prior = {}
+    for task in tasks:
+        prior |= prior_predictions(task, from_name="cell_class")
+    errors = confident_errors(tasks, labels, prior, from_name="cell_class")
+    assert [error.task_id for error in errors] == [2, 1]
+
+
+def test_each_annotation_is_exported_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Label Studio keeps a file of each export, and the page is loaded at each new version."""
+    label_studio = FakeLabelStudio([annotated(n, "a", shown={"b": 0.9}) for n in (1, 2)])
+    known = PriorPredictions(label_studio)
+
+    def read() -> list[int]:
+        tasks = label_studio.annotated_tasks(3)
+        return sorted(known.of(3, tasks, from_name="cell_class"))
+
+    assert read() == read() == [1, 2]
+    assert label_studio.exports == [[1, 2]]
+    label_studio.rows.append(annotated(3, "a"))
+    assert read() == [1, 2, 3]
+    assert label_studio.exports == [[1, 2], [3]]
+    monkeypatch.setattr("backend.prior_predictions.MOST_IN_ADDRESS", 1)
+    label_studio.rows += [annotated(4, "a"), annotated(5, "a")]
+    assert read() == [1, 2, 3, 4, 5]
+    assert label_studio.exports == [[1, 2], [3], []]
 
 
 def test_card_gives_its_grad_cam_and_a_placeholder_none() -> None:
