@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from backend.networks import INPUT_PX
+
 _PICTURE_PX: Final = 144
 
 # Longer lists would push the uncertainty off a 768 px high screen.
@@ -68,7 +70,7 @@ def render_card(
     """HTML card of one cell: Grad-CAM over the cell, class probabilities, uncertainty, version.
 
     Args:
-        cell: picture as people see it (rendered phase, or RGB), shape (S, S, 3), uint8.
+        cell: picture as people see it (rendered phase, or RGB), shape (H, W, 3), uint8.
         heat: Grad-CAM of the predicted class, shape (h, w), float32 in [0, 1].
         classes: what the annotator reads for each class, K names, plain text.
         probabilities: shape (K,), float32 in [0, 1], sum 1.
@@ -84,7 +86,7 @@ def render_card(
     return (
         f'{_STYLE}<div class="cc" style="--rows:{len(bars)}">'
         '<div class="cc-cam" role="img" aria-label="Grad-CAM" style="'
-        f'background:url(data:image/jpeg;base64,{picture}) center/100% 100%"></div>'
+        f'background:url(data:image/jpeg;base64,{picture}) center/contain no-repeat"></div>'
         '<div class="cc-key">Where the model looked: little'
         '<div class="cc-map"></div>much</div>'
         f'<div class="cc-bars">{"".join(bars)}</div>'
@@ -111,24 +113,35 @@ def overlay_heat(
     """Lay a heat map over the cell, the cell in grey so that colour means heat alone.
 
     Args:
-        cell: shape (S, S, 3), uint8.
-        heat: shape (h, w), float32 in [0, 1], any h and w.
+        cell: shape (H, W, 3), uint8.
+        heat: shape (h, w), float32 in [0, 1], any h and w, of the square that the trunk saw: the
+            cell in its middle, with its border repeated around it where it is smaller.
 
     Returns:
-        Shape (P, P, 3), uint8, P = max(S, 144), both upscaled smoothly; the colour is the
-        stronger, the greater the heat.
+        Shape (H, W, 3), uint8, enlarged until its longer side has 144 px, both upscaled smoothly;
+        the colour is the stronger, the greater the heat.
     """
-    side = max(cell.shape[0], _PICTURE_PX)
-    grey = _upscale(Image.fromarray(cell).convert("L"), side)[..., None]
-    smooth = np.clip(_upscale(Image.fromarray(np.ascontiguousarray(heat)), side), 0.0, 1.0)
+    height, width, _ = cell.shape
+    larger = max(1.0, _PICTURE_PX / max(height, width))
+    size = round(width * larger), round(height * larger)
+    grey = Image.fromarray(cell).convert("L").resize(size, Image.Resampling.BICUBIC)
+    seen = max(height, width, INPUT_PX)
+    smooth = np.clip(_middle(heat, height / seen, width / seen, size), 0.0, 1.0)
     colour = _VIRIDIS[np.rint(smooth * 255).astype(np.uint8)]
     strength = (0.1 + 0.55 * smooth)[..., None]
-    blended: npt.NDArray[np.float32] = grey + strength * (colour - grey)
+    under = np.asarray(grey, np.float32)[..., None]
+    blended: npt.NDArray[np.float32] = under + strength * (colour - under)
     return np.rint(blended).astype(np.uint8)
 
 
-def _upscale(picture: Image.Image, side: int) -> npt.NDArray[np.float32]:
-    return np.asarray(picture.resize((side, side), Image.Resampling.BICUBIC), dtype=np.float32)
+def _middle(
+    heat: npt.NDArray[np.float32], height: float, width: float, size: tuple[int, int]
+) -> npt.NDArray[np.float32]:
+    """The middle part of a map, of these shares of its sides, at a size (width, height) in px."""
+    whole = Image.fromarray(np.ascontiguousarray(heat))
+    left, top = whole.width * (1 - width) / 2, whole.height * (1 - height) / 2
+    box = (left, top, whole.width - left, whole.height - top)
+    return np.asarray(whole.resize(size, Image.Resampling.BICUBIC, box=box), np.float32)
 
 
 def _encode_jpeg(picture: npt.NDArray[np.uint8]) -> bytes:

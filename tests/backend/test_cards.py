@@ -121,6 +121,28 @@ def test_overlay_is_coloured_where_it_is_hot_and_grey_where_it_is_cold() -> None
     assert overlay.shape == (144, 144, 3)
 
 
+@pytest.mark.parametrize(
+    ("shape", "spot"),
+    [((96, 96), (0.25, 0.25)), ((192, 192), (0.25, 0.25)), ((64, 64), (0.125, 0.125))],
+)
+def test_overlay_is_hot_where_the_trunk_saw_it(
+    shape: tuple[int, int], spot: tuple[float, float]
+) -> None:
+    """Around a crop of less than 96 px that is its border repeated, which is not shown."""
+    places = (np.arange(48) + 0.5) / 48
+    distance = np.hypot(places[:, None] - 0.25, places[None] - 0.25)
+    heat = np.exp(-((distance / 0.06) ** 2)).astype(np.float32)
+    overlay = overlay_heat(np.full((*shape, 3), 128, np.uint8), heat).astype(int)
+    row, column = np.unravel_index((overlay[..., 0] - overlay[..., 2]).argmax(), overlay.shape[:2])
+    found = (row / overlay.shape[0], column / overlay.shape[1])
+    assert found == pytest.approx(spot, abs=0.02)
+
+
+def test_overlay_of_a_long_picture_is_not_distorted() -> None:
+    overlay = overlay_heat(np.full((50, 100, 3), 128, np.uint8), np.eye(4, dtype=np.float32))
+    assert overlay.shape == (72, 144, 3)
+
+
 def test_overlay_of_a_large_crop_keeps_its_size() -> None:
     assert overlay_heat(np.zeros((256, 256, 3), np.uint8), np.ones((4, 4), np.float32)).shape == (
         256,
