@@ -163,14 +163,15 @@ class JobStore:
             ).fetchone()
             if known is None:
                 connection.execute(
-                    "INSERT INTO projects (id, extra_params, events, forced) VALUES (?, ?, 1, 1)",
-                    (project_id, extra_params),
+                    "INSERT INTO projects (id, extra_params, events, forced, last_event_at)"
+                    " VALUES (?, ?, 1, 1, ?)",
+                    (project_id, extra_params, time.time()),
                 )
             elif known["extra_params"] != extra_params:
                 connection.execute(
-                    "UPDATE projects SET extra_params = ?, events = events + 1, forced = 1"
-                    " WHERE id = ?",
-                    (extra_params, project_id),
+                    "UPDATE projects SET extra_params = ?, events = events + 1, forced = 1,"
+                    " last_event_at = ? WHERE id = ?",
+                    (extra_params, time.time(), project_id),
                 )
 
     def mark(
@@ -307,7 +308,10 @@ class JobStore:
             )
 
     def fail(self, job_id: int, project: Project, *, error: str) -> None:
-        """Close a job that failed; its marks stay and are tried again after RETRY_SECONDS."""
+        """Close a job that failed; it is tried again after RETRY_SECONDS.
+
+        Its marks stay; one of a reconciliation, which had none, gets one.
+        """
         with self._transaction() as connection:
             _note_stage(connection, job_id)
             connection.execute(
@@ -315,16 +319,17 @@ class JobStore:
                 (error, time.time(), job_id),
             )
             connection.execute(
-                "UPDATE projects SET forced = 1, retry_at = ? WHERE id = ? AND events = ?",
+                "UPDATE projects SET forced = 1, events = events + (events = handled), retry_at = ?"
+                " WHERE id = ? AND events = ?",
                 (time.time() + RETRY_SECONDS, project.id, project.events),
             )
 
     def interrupt_running(self) -> None:
-        """Close the jobs of a runner that died; their marks are not handled, so they run again."""
+        """Close the jobs of a runner that died; they run again."""
         with self._transaction() as connection:
             connection.execute(
-                "UPDATE projects SET forced = 1, retry_at = 0 WHERE id IN"
-                " (SELECT project_id FROM jobs WHERE state = 'running')"
+                "UPDATE projects SET forced = 1, events = events + (events = handled), retry_at = 0"
+                " WHERE id IN (SELECT project_id FROM jobs WHERE state = 'running')"
             )
             connection.execute(
                 "UPDATE jobs SET state = 'interrupted', finished_at = ? WHERE state = 'running'",

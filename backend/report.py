@@ -94,11 +94,13 @@ class Progress:
         jobs: the last ones, newest first.
         is_waiting: labels or tasks wait for the next job.
         new_labels: labels announced since the last job began.
+        held_back: the newest version, if it was too bad to be served; '' if it is served.
     """
 
     jobs: tuple[Job, ...]
     is_waiting: bool
     new_labels: int
+    held_back: str = ""
 
     @property
     def sentence(self) -> str:
@@ -110,6 +112,11 @@ class Progress:
             return f"The last job failed and is tried again: {newest.error}"
         if self.is_waiting:
             return f"{self.new_labels} new labels wait for the next version."
+        if self.held_back:
+            return (
+                f"{self.held_back} did worse on its held-out cells than the version in service,"
+                " which goes on sorting the queue."
+            )
         return "The queue is up to date."
 
 
@@ -205,7 +212,7 @@ class ReportReader:
             pace=read_pace(_given_labels(tasks, config)),
             uncertain=self._gallery.uncertain(serving, labels, config),
             contradicted=self._gallery.contradicted(tasks, labels, prior, config),
-            progress=self._progress(project),
+            progress=self._progress(project, records),
             advice=advise(judged, _class_states(config, label_counts, hold_out)),
             gain=recent_gain(judged) if judged else None,
         )
@@ -213,11 +220,13 @@ class ReportReader:
     def _records(self, project_id: int) -> list[VersionRecord]:
         return self._history.records(project_id, versions=self._registry.versions(project_id))
 
-    def _progress(self, project: Project) -> Progress:
+    def _progress(self, project: Project, records: Sequence[VersionRecord]) -> Progress:
+        held_back = [record.version for record in records[-1:] if not record.promoted]
         return Progress(
             jobs=tuple(self._store.jobs(project.id, limit=JOBS_SHOWN)),
             is_waiting=project.events != project.handled,
             new_labels=project.new_labels,
+            held_back="" if project.serving_version in held_back else "".join(held_back),
         )
 
 

@@ -271,7 +271,8 @@ def _authenticate(doorkeeper: Doorkeeper) -> Response | None:
 def _explain(error: CellAIError) -> Response:
     response = jsonify({"error": error.message, "hint": error.hint})
     # Of a failed /setup Label Studio 1.23.2 shows the status line only, so the sentence is there.
-    reason = error.message.encode("ascii", "ignore").decode()[:200].replace("\n", " ")
+    text = error.message.encode("ascii", "ignore").decode()[:200]
+    reason = "".join(letter if letter.isprintable() else " " for letter in text)
     status = next((s for kind, s in STATUS_OF.items() if isinstance(error, kind)), 500)
     response.status = f"{status} {reason}"
     return response

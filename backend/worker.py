@@ -61,7 +61,7 @@ class Worker:
             store=self._store,
         )
         self._cards = CardRefresh(settings, client=self._client, features=features)
-        self._outdated: list[int] = []
+        self._outdated: dict[int, list[int]] = {}  # by project
         self._swept_for: dict[int, str | None] = {}
         self._sweep_not_before = -math.inf
         self._reconciled_at = -math.inf
@@ -157,7 +157,7 @@ class Worker:
             self._store.finish(job_id, project, changed=served is not None)
             if served is not None:
                 # What was outdated may be what a person has chosen to serve again.
-                self._outdated = []
+                self._outdated.pop(project.id, None)
                 self._swept_for.pop(project.id, None)
                 self._cards.show(*served)
 
@@ -227,12 +227,11 @@ class Worker:
         if any(0 <= time.time() - p.last_event_at < SWEEP_AFTER_QUIET_SECONDS for p in projects):
             return False
         try:
-            if not self._outdated:
-                self._outdated = self._next_outdated(projects)
-            if not self._outdated:
+            outdated = self._next_outdated(projects)
+            if not outdated:
                 return False
-            self._client.delete_prediction(self._outdated[0])
-            del self._outdated[0]
+            self._client.delete_prediction(outdated[0])
+            del outdated[0]
         except CellAIError as error:
             _log.warning("sweep: %s", error)
             self._sweep_not_before = time.monotonic() + RETRY_SECONDS
@@ -242,12 +241,15 @@ class Worker:
     def _next_outdated(self, projects: list[Project]) -> list[int]:
         """Predictions to delete of the first project that was not swept for its version."""
         for project in projects:
+            if left := self._outdated.get(project.id):
+                return left
             if self._swept_for.get(project.id) == project.serving_version:
                 continue
             keep = [v.version for v in self._registry.versions(project.id)][-2:]
             outdated = outdated_predictions(
                 self._client, project.id, keep={*keep, project.serving_version or ""}
             )
+            self._outdated[project.id] = outdated
             self._swept_for[project.id] = project.serving_version
             if outdated:
                 return outdated

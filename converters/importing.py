@@ -190,7 +190,7 @@ def _make_storage(connection: Connection, paths: TaskPaths, files_dir: Path) -> 
 def _cells(connection: Connection, project_id: int) -> dict[str, str]:
     """Cells that the project has, by crop id; the name of the HDF5 file, '' for pictures."""
     cells: dict[str, str] = {}
-    page = 1
+    page, n_read = 1, 0
     while True:
         answer = connection.get(
             "api/tasks/",
@@ -205,7 +205,9 @@ def _cells(connection: Connection, project_id: int) -> dict[str, str]:
             data = row["data"]
             file = data.get("source", "") if data.get("dataset") else ""
             cells[str(data.get("crop_id", ""))] = str(file)
-        if page * PAGE >= answer["total"]:
+        # Not by the size that was asked for: TASK_API_PAGE_SIZE_MAX may cut it.
+        n_read += len(answer["tasks"])
+        if not answer["tasks"] or n_read >= answer["total"]:
             return cells
         page += 1
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from backend.jobs import JobStore, Project
+from backend.jobs import RETRY_SECONDS, JobStore, Project
 
 
 @pytest.fixture
@@ -176,3 +176,35 @@ def test_jobs_of_a_project_that_fails_for_good_do_not_pile_up(
         store.fail(store.begin(failing), failing, error=str(number))
     assert [job.error for job in store.jobs(7)] == ["9", "8", "7"]
     assert len(store.jobs(8)) == 1
+
+
+def test_failed_reconciliation_is_tried_again_like_any_job(store: JobStore) -> None:
+    """It was nobody's mark that asked for it, so none would ask again."""
+    store.set_up(7, extra_params="")
+    handled(store)
+    project = only(store)
+    store.fail(store.begin(project), project, error="why")
+    assert not is_due(store)
+    assert is_due(store, after_s=RETRY_SECONDS + 1)
+    handled(store)
+    assert not is_due(store, after_s=1000)
+
+
+def test_interrupted_reconciliation_is_tried_again(store: JobStore, tmp_path: Path) -> None:
+    store.set_up(7, extra_params="")
+    handled(store)
+    store.begin(only(store))
+    reopened = JobStore(tmp_path / "jobs.sqlite")
+    reopened.interrupt_running()
+    assert is_due(reopened)
+
+
+@pytest.mark.parametrize("parameters", [["{}"], ["{}", '{"epochs": 3}']])
+def test_set_up_is_an_event_of_its_time(store: JobStore, parameters: list[str]) -> None:
+    """`cellai doctor` says how long changes have waited."""
+    began = time.time()
+    for extra_params in parameters:
+        store.set_up(7, extra_params=extra_params)
+        assert began <= only(store).last_event_at <= time.time()
+        handled(store)
+        began = time.time()

@@ -203,6 +203,22 @@ def test_project_without_a_version_has_a_report(settings: Settings) -> None:
     assert report.advice.verdict == "start"
 
 
+@pytest.mark.parametrize(("serving", "held_back"), [("cellai-01", "cellai-02"), ("cellai-02", "")])
+def test_version_that_was_too_bad_is_named_until_somebody_promotes_it(
+    settings: Settings, serving: str, held_back: str
+) -> None:
+    store = JobStore(settings.data_dir / "jobs.sqlite")
+    store.set_up(3, extra_params="")
+    store.finish(store.begin(store.projects()[0]), store.projects()[0], changed=True)
+    store.serve(3, serving)
+    history = History(settings.data_dir / "history")
+    history.write(3, record("cellai-01", 2))
+    history.write(3, record("cellai-02", 4, promoted=False))
+    progress = ReportReader(settings, store=store, client=FakeLabelStudio([])).read(3).progress
+    assert progress.held_back == held_back
+    assert ("cellai-02 did worse" in progress.sentence) == bool(held_back)
+
+
 def test_cards_outside_the_shared_folder_are_not_read(settings: Settings) -> None:
     settings.data_dir.mkdir()
     (settings.data_dir / "c.html").write_text(card())
