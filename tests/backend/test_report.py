@@ -19,7 +19,7 @@ from backend.history import History, QueuedCell, VersionRecord
 from backend.jobs import JobStore
 from backend.label_studio import LabelStudioClient
 from backend.metrics import expected_calibration_error, reliability
-from backend.prior_predictions import PriorPredictions, prior_predictions
+from backend.prior_predictions import PriorPrediction, PriorPredictions, prior_predictions
 from backend.report import (
     ReportReader,
     drawn_per_epoch,
@@ -302,7 +302,7 @@ def test_errors_are_confident_contradictions_only() -> None:
         for task in tasks
         if (label := annotation_label(task["annotations"][0], from_name="cell_class"))
     }
-    prior = {}
+    prior: dict[int, PriorPrediction | None] = {}
     for task in tasks:
         prior |= prior_predictions(task, from_name="cell_class")
     errors = confident_errors(tasks, labels, prior, from_name="cell_class")
