@@ -38,6 +38,7 @@ from backend.jobs import JobStore
 from backend.label_studio import LabelStudioClient
 from backend.networks import build_network
 from backend.registry import Registry
+from converters.errors import CellAIError
 from converters.label_config import write_label_config
 
 USER, PASSWORD, TOKEN = "tester", "a secret password", "a-secret-token-0123456789"
@@ -600,6 +601,14 @@ def test_no_task_breaks_a_prediction(
 )
 def test_weird_paths(client: FlaskClient, path: str) -> None:
     check(client.get(path, headers=basic(USER, PASSWORD)))
+
+
+def test_sentence_of_several_lines_is_one_status_line(app: Flask) -> None:
+    """A proxy's error page, which the sentence quotes, may hold a carriage return."""
+    explain = app.error_handler_spec[None][None][CellAIError]
+    with app.test_request_context():
+        answer = explain(CellAIError("502:\r\n<html>\x7f", hint=""))
+    assert answer.status == "500 502:  <html>"
 
 
 def test_deeply_nested_json_is_refused(client: FlaskClient) -> None:
