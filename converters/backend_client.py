@@ -5,12 +5,18 @@ from typing import Any
 
 import httpx
 
-from converters.errors import BackendUnreachableError, CellAIError
+from converters.errors import BackendUnreachableError, CellAIError, ConfigurationError
 from converters.project import BackendAddress
 
 TIMEOUT_S = 30
 # States of a backend with which all is well: before it answers, and while its model is loaded.
 STARTING = ("", "loading the model")
+# What the backend says of an event.
+MARKED, UNKNOWN = "marked", "unknown project"
+PROJECT_KEYS = ("project_id", "model_version", "wanted_version", "versions", "jobs", "waiting")
+CHANGE_KEYS = ("project_id", "from", "to")
+DIAGNOSIS_KEYS = ("label_studio", "runner", "machine", "disks", "projects")
+FOREIGN_HINT = "Is that address the backend's? A proxy before it may have answered instead."
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +71,8 @@ class BackendClient:
             self.state = ""
             return False
         self.state = f"it answers {answer.status_code}"
-        if answer.status_code == 503:
-            body = answer.json()
+        body = _json(answer)
+        if answer.status_code == 503 and _has(body, "state", "failed"):
             self.state = str(body["state"])
             if body["failed"]:
                 raise CellAIError("The backend cannot load its model.", hint=self.state)
@@ -77,33 +83,41 @@ class BackendClient:
 
         Raises:
             BackendUnreachableError: the backend does not answer.
-            CellAIError: it refuses.
+            CellAIError: it refuses, or something else answers.
         """
-        self._post("/webhook", {"action": "TASKS_CREATED", "project": {"id": project_id}})
+        self._tell("TASKS_CREATED", project_id)
 
     def status(self) -> list[dict[str, Any]]:
         """Per project: serving version, versions with metrics, jobs.
 
         Raises:
-            CellAIError: the backend does not answer.
+            CellAIError: the backend does not answer, or something else does.
         """
-        return list(self._request("GET", "/status").json())
+        rows = _json(self._request("GET", "/status"))
+        if not isinstance(rows, list) or not all(_has(row, *PROJECT_KEYS) for row in rows):
+            raise self._foreign("/status")
+        return rows
 
     def report(self, project_id: int) -> str:
         """The project's progress report as a page to be kept, HTML.
 
         Raises:
-            CellAIError: the backend does not answer, or does not know the project.
+            CellAIError: the backend does not answer, or does not know the project; or something
+                else answers.
         """
-        return self._request("GET", f"/report/{project_id}?saved").text
+        path = f"/report/{project_id}"
+        page = self._request("GET", f"{path}?saved").text
+        if f'<body data-project="{project_id}"' not in page:
+            raise self._foreign(path)
+        return page
 
     def diagnosis(self) -> dict[str, Any]:
         """Facts for `cellai doctor` that only the backend sees.
 
         Raises:
-            CellAIError: the backend does not answer.
+            CellAIError: the backend does not answer, or something else does.
         """
-        return dict(self._request("GET", "/diagnosis").json())
+        return self._object("GET", "/diagnosis", keys=DIAGNOSIS_KEYS)
 
     def public_url(self) -> str:
         """The backend's address as browsers reach it (its setting CELLAI_PUBLIC_URL).
@@ -114,21 +128,31 @@ class BackendClient:
         return str(self.diagnosis().get("public_url") or self._address.url)
 
     def train(self, project_id: int) -> None:
-        """Ask for a new version, even if no label is new."""
-        self._post("/webhook", {"action": "START_TRAINING", "project": {"id": project_id}})
+        """Ask for a new version, even if no label is new.
+
+        Raises:
+            ConfigurationError: the backend does not know the project.
+            CellAIError: it does not answer, or something else does.
+        """
+        if self._tell("START_TRAINING", project_id) == UNKNOWN:
+            raise ConfigurationError(
+                f"The backend knows no project {project_id}.",
+                hint="`cellai status` lists the projects.",
+            )
 
     def promote(self, project_id: int, version: str) -> dict[str, Any]:
         """Ask for a stored version to be served."""
-        return dict(self._post(f"/projects/{project_id}/promote", {"version": version}).json())
+        path = f"/projects/{project_id}/promote"
+        return self._object("POST", path, {"version": version}, keys=CHANGE_KEYS)
 
     def rollback(self, project_id: int) -> dict[str, Any]:
         """Ask for the version before the serving one to be served."""
-        return dict(self._post(f"/projects/{project_id}/rollback", {}).json())
+        return self._object("POST", f"/projects/{project_id}/rollback", {}, keys=CHANGE_KEYS)
 
     def prune(self, project_id: int, *, keep: int) -> list[str]:
         """Delete the oldest versions; returns their names."""
-        answer = self._post(f"/projects/{project_id}/prune", {"keep": keep}).json()
-        return list(answer["deleted"])
+        path = f"/projects/{project_id}/prune"
+        return list(self._object("POST", path, {"keep": keep}, keys=("deleted",))["deleted"])
 
     def queue_state(self, project_id: int) -> QueueState:
         """How far the project's queue is."""
@@ -160,8 +184,28 @@ class BackendClient:
             error=str(jobs[0]["error"]) if failed else "",
         )
 
-    def _post(self, path: str, payload: object) -> httpx.Response:
-        return self._request("POST", path, payload)
+    def _tell(self, event: str, project_id: int) -> str:
+        """Announce an event of a project; returns MARKED or UNKNOWN."""
+        body = {"action": event, "project": {"id": project_id}}
+        status = self._object("POST", "/webhook", body, keys=("status",))["status"]
+        if status not in (MARKED, UNKNOWN):
+            raise self._foreign("/webhook")
+        return str(status)
+
+    def _object(
+        self, method: str, path: str, payload: object = None, *, keys: tuple[str, ...]
+    ) -> dict[str, Any]:
+        """The JSON object of an answer that has these keys, as every answer of the backend has."""
+        body = _json(self._request(method, path, payload))
+        if not _has(body, *keys):
+            raise self._foreign(path)
+        return dict(body)
+
+    def _foreign(self, path: str) -> CellAIError:
+        return CellAIError(
+            f"{self._address.url} answered {path} with something that is not the backend's.",
+            hint=FOREIGN_HINT,
+        )
 
     def _request(self, method: str, path: str, payload: object = None) -> httpx.Response:
         try:
@@ -174,7 +218,7 @@ class BackendClient:
             raise CellAIError(
                 f"The backend at {self._address.url} answered {error.response.status_code} to"
                 f" {path}.",
-                hint="Check user and password; its log says more.",
+                hint=_hint(error.response.status_code),
             ) from error
         except httpx.HTTPError as error:
             raise BackendUnreachableError(
@@ -188,5 +232,26 @@ def _explained(answer: httpx.Response) -> CellAIError | None:
     """The backend's own sentence about what was asked of it."""
     if answer.status_code == 401 or "json" not in answer.headers.get("content-type", ""):
         return None
-    body = answer.json()
-    return CellAIError(str(body["error"]), hint=str(body["hint"])) if body.get("hint") else None
+    body = _json(answer)
+    if not _has(body, "error", "hint") or not body["hint"]:
+        return None
+    return CellAIError(str(body["error"]), hint=str(body["hint"]))
+
+
+def _hint(status: int) -> str:
+    """What to do about an answer that explains nothing."""
+    if status in {401, 403}:
+        return "Check user and password; its log says more."
+    return FOREIGN_HINT if status < 500 else "Its log says more, or that of a proxy before it."
+
+
+def _json(answer: httpx.Response) -> Any:
+    """The answer's JSON; None where it is none, such as a page of something else."""
+    try:
+        return answer.json()
+    except ValueError:
+        return None
+
+
+def _has(body: object, *keys: str) -> bool:
+    return isinstance(body, dict) and all(key in body for key in keys)

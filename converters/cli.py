@@ -56,7 +56,14 @@ from converters.errors import (
 )
 from converters.export import export_labels
 from converters.exported_cells import export_tasks
-from converters.importing import ImportOptions, ImportReport, check_labels, import_sources
+from converters.importing import (
+    ImportOptions,
+    ImportReport,
+    check_files_dir,
+    check_labels,
+    import_sources,
+    plan_import,
+)
 from converters.inspection import inspect_source
 from converters.label_config import TEMPLATE_PATH, read_label_config, write_label_config
 from converters.label_studio import Connection
@@ -71,7 +78,7 @@ from converters.project import (
     project_label_config,
     show_predictions,
 )
-from converters.reading import plan_crops
+from converters.reading import CropPlan
 from converters.sample import write_sample_crops, write_sample_frames
 from converters.source_record import read_sources
 from converters.tables import inspection_parts, problem_table
@@ -220,14 +227,17 @@ def import_command(
             "No source is given.",
             hint="Name HDF5 files, pictures or folders, or the project to connect with --project.",
         )
-    root = _files_dir(files_dir, data_dir) if sources else None
-    store = PictureBucket(bucket) if bucket else None
-    connection.get("api/current-user/whoami")
     if project is not None and (label_config is not None or classes):
         raise ConfigurationError(
             f"Project {project} has its own classes.",
             hint="Leave out --classes and --label-config, or name a new project with --title.",
         )
+    root = _files_dir(files_dir, data_dir) if sources else None
+    plan = plan_import(sources, options) if sources else None
+    if root is not None:
+        check_files_dir(root)
+    store = PictureBucket(bucket) if bucket else None
+    connection.get("api/current-user/whoami")
     if project is None:
         xml = _label_config(label_config, classes)
         check_labels(sources, read_label_config(xml), options)
@@ -240,10 +250,9 @@ def import_command(
         )
     if blind is not None:
         show_predictions(connection, project, shown=not blind)
-    if root is not None:
+    if root is not None and plan is not None:
         _import(
-            sources,
-            options,
+            plan,
             lambda on_progress: import_sources(
                 connection,
                 project,
@@ -393,7 +402,7 @@ def _check_before_start(sources: Sequence[Path], options: UpOptions) -> None:
         )
     if not sources:
         return
-    plan_crops(sources, options=options.import_options.read)
+    plan_import(sources, options.import_options)
     if not (options.data_dir / FILE_NAME).exists():  # else the project has classes already
         check_labels(sources, read_label_config(options.label_config), options.import_options)
 
@@ -410,8 +419,7 @@ def _bring_up(
         launcher.wait_until_up(on_state=wait)
     if sources:
         _import(
-            sources,
-            options.import_options,
+            plan_import(sources, options.import_options),
             lambda on_progress: launcher.import_sources(sources, on_progress=on_progress),
         )
     launcher.connect()
@@ -434,9 +442,8 @@ def _bring_up(
         launcher.open_browser()
 
 
-def _import(sources: Sequence[Path], options: ImportOptions, run: Any) -> None:
+def _import(plan: CropPlan, run: Any) -> None:
     """Run an import with a progress bar and print what it did."""
-    plan = plan_crops(sources, options=options.read)
     columns = (TextColumn("Importing cells"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), console=console) as bar:
         task = bar.add_task("import", total=plan.cells)

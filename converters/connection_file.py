@@ -68,7 +68,7 @@ def read_connection(data_dir: Path) -> ConnectionFile:
     """Read the connection of a data directory.
 
     Raises:
-        ConfigurationError: there is none, or it is damaged.
+        ConfigurationError: there is none, it may not be read, or it is damaged.
     """
     path = data_dir / FILE_NAME
     try:
@@ -77,6 +77,11 @@ def read_connection(data_dir: Path) -> ConnectionFile:
         raise ConfigurationError(
             f"{data_dir} has no {FILE_NAME}.",
             hint="Start with `cellai up --data-dir`, or pass --url and --api-key.",
+        ) from error
+    except OSError as error:
+        raise ConfigurationError(
+            f"{path} cannot be read ({error.strerror}).",
+            hint="Name the data directory of `cellai up` with --data-dir, as the user who ran it.",
         ) from error
     except (ValueError, TypeError) as error:
         raise ConfigurationError(

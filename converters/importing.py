@@ -5,6 +5,7 @@ import that was killed goes on where it was, and a second import of the same sou
 """
 
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ from converters.placeholder import render_placeholder, write_card
 from converters.png import encode_png
 from converters.problems import Problems
 from converters.project import project_label_config
-from converters.reading import count_labels, iter_named_crops
+from converters.reading import CropPlan, count_labels, iter_named_crops, plan_crops
 from converters.source_record import remember_sources
 from converters.tasks import TaskPaths, annotation, pictures, task_data
 
@@ -61,6 +62,34 @@ class ImportReport:
     already_there: int = 0
     skipped_labels: dict[str, int] = field(default_factory=dict)
     problems: Problems = field(default_factory=Problems)
+
+
+def plan_import(sources: Sequence[Path], options: ImportOptions) -> CropPlan:
+    """What an import will bring; before anything is sent or written.
+
+    Raises:
+        EmptySourceError: it is certain that there is no cell.
+        SourceError: a source cannot be used.
+    """
+    problems = Problems()
+    plan = plan_crops(sources, options=options.read, problems=problems)
+    if plan.exact and not plan.cells:
+        raise _without_cells(sources, problems)
+    return plan
+
+
+def check_files_dir(files_dir: Path) -> None:
+    """Make sure that pictures can be written, before there is a project for them.
+
+    Raises:
+        OutputError: they cannot.
+    """
+    try:
+        files_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=files_dir):
+            pass
+    except OSError as error:
+        raise _unwritable(files_dir, error) from error
 
 
 def check_labels(
@@ -147,12 +176,23 @@ def import_sources(
             report.already_there += len(batch) - len(fresh)
             on_progress(len(done))
     if not done:
-        raise EmptySourceError(
-            f"No cell was found in {', '.join(str(source) for source in sources)}"
-            f"{''.join(f'; {p.reason}: {p.count}' for p in report.problems)}.",
-            hint="Try --sensitivity high or a smaller --min-area; `cellai inspect` shows the file.",
-        )
+        raise _without_cells(sources, report.problems)
     return report
+
+
+def _without_cells(sources: Sequence[Path], problems: Problems) -> EmptySourceError:
+    return EmptySourceError(
+        f"No cell was found in {', '.join(str(source) for source in sources)}"
+        f"{''.join(f'; {p.reason}: {p.count}' for p in problems)}.",
+        hint="Try --sensitivity high or a smaller --min-area; `cellai inspect` shows the file.",
+    )
+
+
+def _unwritable(folder: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"The pictures cannot be written to {folder} ({error.strerror}).",
+        hint="Choose a folder that you may write with --data-dir or --files-dir.",
+    )
 
 
 def _make_storage(connection: Connection, paths: TaskPaths, files_dir: Path) -> None:
@@ -161,10 +201,7 @@ def _make_storage(connection: Connection, paths: TaskPaths, files_dir: Path) -> 
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(
-            f"The pictures cannot be written to {folder} ({error.strerror}).",
-            hint="Choose a folder that you may write with --data-dir or --files-dir.",
-        ) from error
+        raise _unwritable(folder, error) from error
     storages = connection.get("api/storages/localfiles/", project=paths.project_id)
     if any(Path(storage["path"]) == folder for storage in storages):
         return

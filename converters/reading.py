@@ -216,10 +216,13 @@ def _count_images(named: Sequence[NamedSource], options: ReadOptions) -> int:
     return sum(stack.count for stack in _iter_stacks(named, options))
 
 
-def _iter_stacks(named: Sequence[NamedSource], options: ReadOptions) -> Iterator[ImageStack]:
+def _iter_stacks(
+    named: Sequence[NamedSource], options: ReadOptions, problems: Problems | None = None
+) -> Iterator[ImageStack]:
     """All stacks, for looking ahead: troubles are reported when they are read in earnest."""
+    problems = Problems() if problems is None else problems
     for source in named:
-        with open_stacks(source, options=options, problems=Problems()) as stacks:
+        with open_stacks(source, options=options, problems=problems) as stacks:
             yield from stacks
 
 
@@ -237,14 +240,21 @@ def _holds_single_cells(stack: ImageStack, options: ReadOptions) -> bool:
     return stack.size_px is not None and not is_frame(stack.size_px, options)
 
 
-def plan_crops(sources: Sequence[Path], *, options: ReadOptions) -> CropPlan:
+def plan_crops(
+    sources: Sequence[Path], *, options: ReadOptions, problems: Problems | None = None
+) -> CropPlan:
     """How many cells to expect; frames are estimated from three of each stack.
+
+    Args:
+        sources: HDF5 files, pictures and folders.
+        options: how to read them.
+        problems: told about what is left out of all that is looked at.
 
     Raises:
         SourceError: a source cannot be used.
     """
     images, cells, exact = 0, 0, True
-    for stack in _iter_stacks(name_sources(sources), options):
+    for stack in _iter_stacks(name_sources(sources), options, problems):
         images += stack.count
         if _holds_single_cells(stack, options):
             cells += stack.count
