@@ -4,6 +4,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from importlib import metadata
+from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -80,7 +81,7 @@ from converters.project import (
 )
 from converters.reading import CropPlan
 from converters.sample import write_sample_crops, write_sample_frames
-from converters.source_record import read_sources
+from converters.source_record import read_sources, sources_file
 from converters.tables import inspection_parts, problem_table
 from converters.terminal import plain
 
@@ -207,6 +208,7 @@ def import_command(
     sources = sources or []
     stored = stored_connection(data_dir, url)
     connection = connect(stored, url, api_key)
+    backend = backend_address(stored, backend_url, backend_user, backend_password)
     options = ImportOptions(
         read=ReadOptions(
             images=images,
@@ -231,6 +233,11 @@ def import_command(
         raise ConfigurationError(
             f"Project {project} has its own classes.",
             hint="Leave out --classes and --label-config, or name a new project with --title.",
+        )
+    if project is not None and title:
+        raise ConfigurationError(
+            f"Project {project} has its own title.",
+            hint="Leave out --title, or leave out --project to create a project of that title.",
         )
     root = _files_dir(files_dir, data_dir) if sources else None
     plan = plan_import(sources, options) if sources else None
@@ -264,9 +271,8 @@ def import_command(
             ),
         )
     if store is not None:
-        console.print(f"The backend reads them with CELLAI_BUCKET_URL={store.public_url}")
+        console.print(plain(f"The backend reads them with CELLAI_BUCKET_URL={store.public_url}"))
     out.print(str(project))
-    backend = backend_address(stored, backend_url, backend_user, backend_password)
     if backend is not None:
         connect_backend(connection, project, backend)
         _announce(connection, project, backend)
@@ -286,9 +292,12 @@ def export(
     stored = stored_connection(data_dir, url)
     connection = connect(stored, url, api_key)
     number = needed_project(stored, project)
+    root = _files_dir(files_dir, data_dir)
+    sources = read_sources(root, number)
+    tasks = export_tasks(connection, number)
     report = export_labels(
-        export_tasks(connection, number),
-        read_sources(_files_dir(files_dir, data_dir), number),
+        tasks,
+        sources,
         out_dir=out_dir,
         project=f"{connection.get(f'api/projects/{number}/')['title']} ({number})",
         classes=project_label_config(connection, number).classes,
@@ -297,7 +306,17 @@ def export(
         console.print(plain(f"{name}: labels written to {copy} and verified"))
     for name, count in report.csv_only.items():
         console.print(plain(f"{name}: {count} labels, in the table only"))
-    console.print(f"{report.n_labels} labels in {report.csv}")
+    if not sources and any(task.dataset and task.chosen is not None for task in tasks):
+        console.print(
+            plain(
+                f"Warning: no HDF5 file was copied, because {sources_file(root, number)} does not"
+                " exist, which says where the sources lie. If they were imported on this machine,"
+                " correct --files-dir and export into a new folder."
+            ),
+            style="yellow",
+            soft_wrap=True,
+        )
+    console.print(plain(f"{report.n_labels} labels in {report.csv}"))
 
 
 @app.command()
@@ -321,7 +340,7 @@ def report(
         raise OutputError(
             f"{out_file} cannot be written ({error.strerror}).", hint="Choose another folder."
         ) from error
-    console.print(f"Wrote the progress report to {out_file}.")
+    console.print(plain(f"Wrote the progress report to {out_file}."))
 
 
 @app.command("inspect")
@@ -344,11 +363,13 @@ def inspect_command(
         min_area_px=min_area,
         outside_links=outside_links,
     )
-    inspections = [inspect_source(source, options=options) for source in sources]
-    for inspection in inspections:
+    is_bad = False
+    for source in sources:
+        inspection = inspect_source(source, options=options)
+        is_bad |= bool(inspection.error)
         for part in inspection_parts(inspection):
             out.print(part)
-    if any(inspection.error for inspection in inspections):
+    if is_bad:
         raise typer.Exit(UnknownLayoutError.exit_code)
 
 
@@ -361,7 +382,7 @@ def sample(
     labelled: Annotated[
         float, typer.Option("--labelled", min=0, max=1, help="Share of crops with a label.")
     ] = 0.2,
-    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1)] = 0,
 ) -> None:
     """Write a file of SYNTHETIC blood cells, to try CellAI without own recordings."""
     if path.suffix not in {".seg", ".pre"}:
@@ -378,7 +399,7 @@ def sample(
         raise ConfigurationError(
             f"{path} cannot be written ({error.strerror}).", hint="Choose another folder."
         ) from error
-    console.print(f"Wrote synthetic cells to {path}.")
+    console.print(plain(f"Wrote synthetic cells to {path}."))
 
 
 app.add_typer(operator)
@@ -386,6 +407,9 @@ app.add_typer(operator)
 
 def main() -> None:
     """Entry point; errors become one sentence on standard error and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # names hold letters that its encoding may lack
+            stream.reconfigure(errors="replace")
     try:
         app()
     except CellAIError as error:

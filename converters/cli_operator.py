@@ -19,6 +19,7 @@ from converters.cli_options import (
     backend_address,
     connect,
     console,
+    label_studio_address,
     needed_api_key,
     needed_backend,
     needed_project,
@@ -30,6 +31,7 @@ from converters.doctor import Patient, examine
 from converters.errors import ConfigurationError, ProjectNotFoundError
 from converters.label_studio import Connection
 from converters.tables import status_table, version_table
+from converters.terminal import plain
 
 # Where `cellai up` lets Label Studio keep its data.
 SQLITE_FILE = Path("label-studio") / "label_studio.sqlite3"
@@ -54,11 +56,9 @@ def status(
     stored = stored_connection(data_dir, url)
     backend = needed_backend(stored, backend_url, backend_user, backend_password)
     connection = connect(stored, url, api_key)
-    rows = [
-        row | {"open_tasks": _open_tasks(connection, row["project_id"])}
-        for row in BackendClient(backend).status()
-        if project is None or row["project_id"] == project
-    ]
+    client = BackendClient(backend)
+    served = client.status() if project is None else [_served(client, project)]
+    rows = [row | {"open_tasks": _open_tasks(connection, row["project_id"])} for row in served]
     if as_json:
         out.print_json(json.dumps(rows))
     else:
@@ -79,7 +79,7 @@ def doctor(
     """Check everything, one line each, with the fix; exit code 1 if there is a problem."""
     stored = stored_connection(data_dir, url)
     patient = Patient(
-        label_studio_url=(url or stored.label_studio_url if stored else url),
+        label_studio_url=label_studio_address(stored, url),
         api_key=needed_api_key(stored, api_key),
         backend=backend_address(stored, backend_url, backend_user, backend_password),
         project_id=project or (stored.project_id if stored else None),
@@ -89,7 +89,7 @@ def doctor(
     for check in examine(patient):
         problems += check.verdict is Verdict.PROBLEM
         out.print(str(check), markup=False, highlight=False, style=STYLES[check.verdict])
-    out.print(f"{problems} problems" if problems else "healthy")
+    out.print(f"{problems} problem{'s' * (problems > 1)}" if problems else "healthy")
     raise typer.Exit(1 if problems else 0)
 
 
@@ -124,11 +124,7 @@ def list_models(
 ) -> None:
     """Stored versions, oldest first."""
     backend, number = _addressed(data_dir, project, backend_url, backend_user, backend_password)
-    row = next((row for row in backend.status() if row["project_id"] == number), None)
-    if row is None:
-        raise ConfigurationError(
-            f"The backend knows no project {number}.", hint="`cellai status` lists the projects."
-        )
+    row = _served(backend, number)
     if as_json:
         out.print_json(json.dumps(row["versions"]))
     else:
@@ -177,7 +173,7 @@ def prune(
     """Delete the oldest versions; the serving and the newest one always stay."""
     backend, number = _addressed(data_dir, project, backend_url, backend_user, backend_password)
     deleted = backend.prune(number, keep=keep)
-    console.print(f"Deleted: {', '.join(deleted) or 'none'}")
+    console.print(plain(f"Deleted: {', '.join(deleted) or 'none'}"))
 
 
 def _addressed(
@@ -189,10 +185,23 @@ def _addressed(
     return BackendClient(address), needed_project(stored, project)
 
 
+def _served(backend: BackendClient, project_id: int) -> dict[str, Any]:
+    """One project of the backend's status."""
+    row = next((row for row in backend.status() if row["project_id"] == project_id), None)
+    if row is None:
+        raise ConfigurationError(
+            f"The backend knows no project {project_id}.",
+            hint="`cellai status` lists the projects.",
+        )
+    return row
+
+
 def _told(change: dict[str, Any]) -> None:
     console.print(
-        f"Project {change['project_id']}: {change['to']} follows {change['from']} in a moment;"
-        " `cellai status` shows it."
+        plain(
+            f"Project {change['project_id']}: {change['to']} follows {change['from']} in a moment;"
+            " `cellai status` shows it."
+        )
     )
 
 

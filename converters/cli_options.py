@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
+import httpx
 import typer
 from rich.console import Console
 
@@ -12,8 +13,9 @@ from converters.label_studio import Connection
 from converters.project import BackendAddress
 from converters.segmentation import Sensitivity
 
-console = Console(stderr=True)
-out = Console(soft_wrap=True)
+# No `:name:` becomes a picture: most of what is printed are names of files.
+console = Console(stderr=True, emoji=False)
+out = Console(soft_wrap=True, emoji=False)
 
 Sources = Annotated[
     list[Path], typer.Argument(help="HDF5 files, pictures or folders of them.", metavar="SOURCE")
@@ -106,10 +108,18 @@ def connect(stored: ConnectionFile | None, url: str, api_key: str) -> Connection
     """The Label Studio that the options name.
 
     Raises:
-        ConfigurationError: the token is missing.
+        ConfigurationError: the token is missing, or the address is none.
     """
-    address = url if stored is None else url or stored.label_studio_url
-    return Connection(address, needed_api_key(stored, api_key))
+    return Connection(label_studio_address(stored, url), needed_api_key(stored, api_key))
+
+
+def label_studio_address(stored: ConnectionFile | None, url: str) -> str:
+    """The address of Label Studio that the options name.
+
+    Raises:
+        ConfigurationError: it is none.
+    """
+    return _checked(url if stored is None else url or stored.label_studio_url)
 
 
 def needed_api_key(stored: ConnectionFile | None, api_key: str) -> str:
@@ -129,10 +139,29 @@ def needed_api_key(stored: ConnectionFile | None, api_key: str) -> str:
 def backend_address(
     stored: ConnectionFile | None, url: str, user: str, password: str
 ) -> BackendAddress | None:
-    """The backend that the options name; None when they name none."""
+    """The backend that the options name; None when they name none.
+
+    Raises:
+        ConfigurationError: the address is none.
+    """
     if url:
-        return BackendAddress(url.rstrip("/"), user, password)
+        return BackendAddress(_checked(url), user, password)
     return None if stored is None else stored.backend
+
+
+def _checked(url: str) -> str:
+    """An address to which requests can be sent, without a slash at its end."""
+    try:
+        parts = httpx.URL(url)
+        is_address = parts.scheme in {"http", "https"} and parts.host and (parts.port or 1) < 2**16
+    except httpx.InvalidURL:
+        is_address = False
+    if not is_address or any(character.isspace() for character in url):
+        raise ConfigurationError(
+            f"{url[:200]!r} is no address.",
+            hint="Write it with http:// or https://, such as http://localhost:9090.",
+        )
+    return url.rstrip("/")
 
 
 def needed_backend(

@@ -17,7 +17,6 @@ from typing import Any
 from converters.crops import Crop, ReadOptions
 from converters.errors import (
     ConfigurationError,
-    EmptySourceError,
     ImportRejectedError,
     LabelStudioError,
     OutputError,
@@ -30,7 +29,13 @@ from converters.placeholder import render_placeholder, write_card
 from converters.png import encode_png
 from converters.problems import Problems
 from converters.project import project_label_config
-from converters.reading import CropPlan, count_labels, iter_named_crops, plan_crops
+from converters.reading import (
+    CropPlan,
+    count_labels,
+    iter_named_crops,
+    plan_crops,
+    without_cells,
+)
 from converters.source_record import remember_sources
 from converters.tasks import TaskPaths, annotation, pictures, task_data
 
@@ -73,8 +78,8 @@ def plan_import(sources: Sequence[Path], options: ImportOptions) -> CropPlan:
     """
     problems = Problems()
     plan = plan_crops(sources, options=options.read, problems=problems)
-    if plan.exact and not plan.cells:
-        raise _without_cells(sources, problems)
+    if plan.is_empty:
+        raise without_cells(sources, problems)
     return plan
 
 
@@ -176,16 +181,8 @@ def import_sources(
             report.already_there += len(batch) - len(fresh)
             on_progress(len(done))
     if not done:
-        raise _without_cells(sources, report.problems)
+        raise without_cells(sources, report.problems)
     return report
-
-
-def _without_cells(sources: Sequence[Path], problems: Problems) -> EmptySourceError:
-    return EmptySourceError(
-        f"No cell was found in {', '.join(str(source) for source in sources)}"
-        f"{''.join(f'; {p.reason}: {p.count}' for p in problems)}.",
-        hint="Try --sensitivity high or a smaller --min-area; `cellai inspect` shows the file.",
-    )
 
 
 def _unwritable(folder: Path, error: OSError) -> OutputError:

@@ -22,6 +22,7 @@ from converters.reading import (
     name_sources,
     open_stacks,
     plan_crops,
+    without_cells,
 )
 from converters.source import Hdf5Source, count_rows, read_aligned
 from converters.structure import check_structure
@@ -78,7 +79,7 @@ class Inspection:
         error: the sentence that an import would end with, '' when it would work.
         datasets: tree of an HDF5 file.
         ranges: value range of each image channel.
-        plan: numbers of images and cells; None when the source cannot be imported.
+        plan: numbers of images and cells; None when no layout matched.
         labels: number of images per label.
         n_unlabelled: images without one.
         problems: what an import would leave out, as far as it is known before.
@@ -161,7 +162,7 @@ def _importable(
         source=source.name,
         layout=layout,
         reasons={},
-        error="",
+        error=str(without_cells([source.path], problems)) if plan.is_empty else "",
         datasets=datasets,
         ranges=ranges,
         plan=plan,

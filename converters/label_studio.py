@@ -96,7 +96,15 @@ class Connection:
                 f"{f'{self.url}/{path}'[:200]!r} is no address ({error}).", hint="Correct it."
             ) from error
         except ApiError as error:  # the token could not be refreshed, or is not one
-            raise self._refusal(error.status_code or 401, path, str(error.body)) from error
+            body = str(error.body)
+            raise self._refusal(error.status_code or 401, path, body, params) from error
+        except UnicodeEncodeError as error:  # which would name the token
+            raise LabelStudioError(
+                f"The API key, title or name that is sent to {self.url} holds a character that"
+                f" cannot be sent ({error.reason}).",
+                hint="Copy the key anew, and correct what is written in another encoding than"
+                " UTF-8.",
+            ) from None
         except ValueError as error:  # the SDK reads the answer to a refresh as JSON, whatever it is
             raise LabelStudioError(
                 f"Label Studio at {self.url} does not exchange the personal access token: its"
@@ -111,7 +119,7 @@ class Connection:
                 f" {response.headers['location'].partition('?')[0][:200]}.",
                 hint="If that is the same Label Studio, pass the address it redirects to.",
             )
-        raise self._refusal(response.status_code, path, response.text)
+        raise self._refusal(response.status_code, path, response.text, params)
 
     def close(self) -> None:
         """Close the sockets; the next request opens new ones."""
@@ -143,7 +151,9 @@ class Connection:
             self._http = client._client_wrapper.httpx_client
         return self._http
 
-    def _refusal(self, status: int, path: str, body: str) -> LabelStudioError:
+    def _refusal(
+        self, status: int, path: str, body: str, params: dict[str, Any] | None
+    ) -> LabelStudioError:
         if status in {401, 403} and "reserved network address" in body:
             return BlockedAddressError(
                 f"Label Studio at {self.url} refuses private addresses ({status}).",
@@ -156,9 +166,12 @@ class Connection:
                 " token if legacy tokens are enabled there (Organization, API tokens settings).",
             )
         if status == 404:
+            of_project = "projects/" in path or "project" in (params or {})
             return ProjectNotFoundError(
                 f"Label Studio at {self.url} has no {path} (404).",
-                hint="Check the project's number; it may have been deleted.",
+                hint="Check the project's number; it may have been deleted."
+                if of_project
+                else "Is that address Label Studio's?",
             )
         return LabelStudioError(
             f"Label Studio at {self.url} answered {status} to {path}: {body[:300]}",

@@ -4,9 +4,12 @@ Everything is found out over the API, and nothing is left behind there.
 """
 
 from collections.abc import Iterator
+from typing import Any
+
+import httpx
 
 from converters.check import Check, Verdict, advice, ok, problem
-from converters.errors import TokenError, UnreachableError
+from converters.errors import LabelStudioError, TokenError
 from converters.label_studio import ADDRESS_SETTINGS, Connection
 
 TESTED_VERSION = "1.23.2"
@@ -23,15 +26,18 @@ def check_access(connection: Connection, api_key: str) -> Iterator[Check]:
     """
     try:
         yield _version(connection)
-    except UnreachableError as error:
-        yield problem("Label Studio", error.message, error.hint)
-        return
     except TokenError:  # a personal access token that cannot be renewed is refused everywhere
         yield ok("Label Studio", f"answers at {connection.url}")
-    token = _token(connection, api_key)
-    yield token
-    if token.verdict is Verdict.OK:
-        yield _legacy_setting(connection, api_key)
+    except LabelStudioError as error:  # nothing answers, or something else does
+        yield problem("Label Studio", error.message, error.hint)
+        return
+    try:
+        token = _token(connection, api_key)
+        yield token
+        if token.verdict is Verdict.OK:
+            yield _legacy_setting(connection, api_key)
+    except LabelStudioError as error:
+        yield problem("API key", error.message, error.hint)
 
 
 def check_addresses(connection: Connection, backend_url: str) -> Iterator[Check]:
@@ -54,7 +60,7 @@ def is_personal_token(api_key: str) -> bool:
 
 def _version(connection: Connection) -> Check:
     answer = connection.request("GET", "api/version", accept=(401, 403))
-    version = str(answer.json().get("release", "")) if answer.is_success else ""
+    version = str(_object(connection, answer, "release")["release"]) if answer.is_success else ""
     if version == TESTED_VERSION:
         return ok("Label Studio", f"{version} at {connection.url}")
     return advice(
@@ -72,7 +78,7 @@ def _token(connection: Connection, api_key: str) -> Check:
     except TokenError as error:
         return problem("API key", error.message, error.hint)
     if answer.is_success:
-        return ok("API key", f"{kind} of {answer.json()['email']}")
+        return ok("API key", f"{kind} of {_object(connection, answer, 'email')['email']}")
     if LEGACY_DISABLED in answer.text:
         return problem(
             "API key",
@@ -91,10 +97,25 @@ def _legacy_setting(connection: Connection, api_key: str) -> Check:
     answer = connection.request("GET", "api/jwt/settings", accept=(403,))
     if not answer.is_success:
         return ok("Legacy tokens", "only an administrator may see the setting")
-    settings = answer.json()
+    settings = _object(connection, answer, "legacy_api_tokens_enabled")
     state = "on" if settings["legacy_api_tokens_enabled"] else "off"
     use = "not needed" if is_personal_token(api_key) else "needed by this API key"
     return ok("Legacy tokens", f"{state} ({use})")
+
+
+def _object(connection: Connection, answer: httpx.Response, key: str) -> dict[str, Any]:
+    """The JSON object of an answer that has this key, as Label Studio's has."""
+    try:
+        body = answer.json()
+    except ValueError:
+        body = None
+    if not isinstance(body, dict) or key not in body:
+        raise LabelStudioError(
+            f"{connection.url} answered {answer.url.path} with something that is not Label"
+            " Studio's.",
+            hint="Is that address Label Studio's? A proxy before it may have answered instead.",
+        )
+    return body
 
 
 def _address(connection: Connection, name: str, path: str, url: str) -> Check:

@@ -203,7 +203,9 @@ def find_files(
     for path in _walk(root):
         name = path.relative_to(root).as_posix()
         suffix = path.suffix.casefold()
-        if not outside_links and not path.resolve().is_relative_to(root.resolve()):
+        if not is_text(name):
+            problems.report(root.name, "name is not UTF-8: skipped", where=name)
+        elif not outside_links and not path.resolve().is_relative_to(root.resolve()):
             problems.report(root.name, "symbolic link out of the folder: skipped", where=name)
         elif suffix in PICTURE_SUFFIXES:
             pictures.extend(_pages(path, name, root))
@@ -212,6 +214,11 @@ def find_files(
         else:
             problems.report(root.name, "neither a picture nor HDF5: skipped", where=name)
     return pictures, hdf5
+
+
+def is_text(name: str) -> bool:
+    """Whether a file's name is UTF-8, so that a task can carry it."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _walk(root: Path) -> Iterator[Path]:

@@ -42,7 +42,7 @@ class BackendAddress:
 
 def default_title(source: Path) -> str:
     """Title of a project that is named after its first source, as long as Label Studio allows."""
-    title = f"CellAI: {source.name}"
+    title = f"CellAI: {source.resolve().name}"
     return title if len(title) <= TITLE_LENGTH[1] else title[: TITLE_LENGTH[1] - 1] + "…"
 
 

@@ -15,7 +15,13 @@ from converters.crops import Crop, ReadOptions, count_cells, cut_crops, is_frame
 from converters.errors import EmptySourceError, UnreadableSourceError
 from converters.images import Hdf5Stack, ImageStack, SourceImage
 from converters.layouts import recognise
-from converters.pictures import PICTURE_SUFFIXES, PictureStack, find_files, single_picture
+from converters.pictures import (
+    PICTURE_SUFFIXES,
+    PictureStack,
+    find_files,
+    is_text,
+    single_picture,
+)
 from converters.problems import Problems
 from converters.source import Hdf5Source
 from converters.structure import check_structure
@@ -37,6 +43,11 @@ class CropPlan:
     cells: int
     exact: bool
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether it is certain that there is no cell."""
+        return self.exact and not self.cells
+
 
 @dataclass(frozen=True, slots=True)
 class NamedSource:
@@ -53,14 +64,12 @@ def name_sources(sources: Sequence[Path]) -> list[NamedSource]:
     """Sources under their file names, with as much of their folders as tells equal names apart.
 
     Raises:
-        UnreadableSourceError: a source does not exist, or is given twice.
+        UnreadableSourceError: a source does not exist, may not be read, is given twice, or has a
+            name that is not text.
     """
-    resolved = [path.resolve() for path in sources]
     for path in sources:
-        if not path.exists():
-            raise UnreadableSourceError(
-                f"{path} does not exist.", hint="Check the path for typing errors."
-            )
+        _check_exists(path)
+    resolved = [path.resolve() for path in sources]
     twice = [str(path) for path, times in Counter(resolved).items() if times > 1]
     if twice:
         raise UnreadableSourceError(
@@ -73,7 +82,26 @@ def name_sources(sources: Sequence[Path]) -> list[NamedSource]:
             Path(*path.parts[-depth:]).as_posix() if name in clashes else name
             for path, name in zip(resolved, names, strict=True)
         ]
+    for path, name in zip(sources, names, strict=True):
+        if not is_text(name):
+            raise UnreadableSourceError(
+                f"The name of {path} is not UTF-8.", hint="Rename it, e.g. with `convmv`."
+            )
     return [NamedSource(path, name) for path, name in zip(sources, names, strict=True)]
+
+
+def _check_exists(path: Path) -> None:
+    try:
+        path.stat()
+    except FileNotFoundError as error:
+        raise UnreadableSourceError(
+            f"{path} does not exist.", hint="Check the path for typing errors."
+        ) from error
+    except OSError as error:  # such as a folder that may not be entered, or links in a circle
+        raise UnreadableSourceError(
+            f"{path} cannot be read ({error.strerror}).",
+            hint="Check the path, and that you may read it and the folders it lies in.",
+        ) from error
 
 
 @contextmanager
@@ -266,6 +294,15 @@ def plan_crops(
     if options.limit is not None:
         cells = min(cells, options.limit)
     return CropPlan(images, cells, exact)
+
+
+def without_cells(sources: Sequence[Path], problems: Problems) -> EmptySourceError:
+    """The error of an import that finds no cell; `problems` say what was left out."""
+    return EmptySourceError(
+        f"No cell was found in {', '.join(str(source) for source in sources)}"
+        f"{''.join(f'; {p.reason}: {p.count}' for p in problems)}.",
+        hint="Try --sensitivity high or a smaller --min-area; `cellai inspect` shows the file.",
+    )
 
 
 def count_labels(sources: Sequence[Path], *, options: ReadOptions) -> Counter[str]:

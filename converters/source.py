@@ -426,7 +426,9 @@ def fingerprint(path: Path) -> str:
             return _digest(path)
         whole = hashlib.sha256()
         for file in sorted(p for p in path.rglob("*") if p.is_file()):
-            whole.update(f"{file.relative_to(path).as_posix()}\0{_digest(file)}\n".encode())
+            name = file.relative_to(path).as_posix()
+            # A name need not be UTF-8; such a file is never read, and changes nothing but this.
+            whole.update(f"{name}\0{_digest(file)}\n".encode(errors="surrogateescape"))
     except OSError as error:
         raise UnreadableSourceError(
             f"{path} cannot be read ({error.strerror}).", hint="Check that you may read it."

@@ -41,7 +41,7 @@ def remember_sources(
         OutputError: the note cannot be written.
         ConfigurationError: that of earlier imports is damaged.
     """
-    record = _sources_file(files_dir, project_id)
+    record = sources_file(files_dir, project_id)
     known = read_sources(files_dir, project_id)
     named = []
     for given in name_sources(sources):
@@ -109,26 +109,30 @@ def read_sources(files_dir: Path, project_id: int) -> dict[str, ExportSource]:
     """The sources of a project as they were imported, by the name its tasks carry.
 
     Raises:
-        ConfigurationError: the note is damaged.
+        ConfigurationError: the note is damaged or may not be read.
     """
-    record = _sources_file(files_dir, project_id)
+    record = sources_file(files_dir, project_id)
     if not record.exists():
         return {}
     try:
         rows = json.loads(record.read_bytes())
-    except ValueError as error:
+        return {
+            name: ExportSource(Path(row["path"]), row["sha256"], ReadOptions(**row["read"]))
+            for name, row in rows.items()
+        }
+    except OSError as error:
+        raise ConfigurationError(
+            f"{record} cannot be read ({error.strerror}).", hint="Check that you may read it."
+        ) from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         # Taken for none, an export would leave labels out, and the next import overwrite it.
         raise ConfigurationError(
             f"{record} is damaged, so it is not known where the project's sources lie.",
             hint="Put it back from a backup; or remove it and import all sources of the project"
             " again with --project, in the same order: no cell is imported twice.",
         ) from error
-    return {
-        name: ExportSource(Path(row["path"]), row["sha256"], ReadOptions(**row["read"]))
-        for name, row in rows.items()
-    }
 
 
-def _sources_file(files_dir: Path, project_id: int) -> Path:
+def sources_file(files_dir: Path, project_id: int) -> Path:
     """Where the sources of a project are noted; outside of what Label Studio serves."""
     return files_dir / "sources" / f"project-{project_id}.json"

@@ -39,7 +39,7 @@ def status_table(projects: Sequence[dict[str, Any]]) -> Table:
         job = project["jobs"][0] if project["jobs"] else NO_JOB
         table.add_row(
             str(project["project_id"]),
-            project["model_version"] or "none yet",
+            plain(project["model_version"] or "none yet"),
             str(serving.get("n_labels", 0)),
             "-" if macro_f1 is None else f"{macro_f1:.3f}",
             "gone" if project["open_tasks"] is None else str(project["open_tasks"]),
@@ -65,7 +65,7 @@ def version_table(project: dict[str, Any]) -> Table:
             "kept back: worse than the one before": not version["promoted"],
         }
         table.add_row(
-            version["version"],
+            plain(version["version"]),
             str(version["n_labels"]),
             "-" if macro_f1 is None else f"{macro_f1:.3f}",
             version["created_at"][:16].replace("T", " "),
@@ -109,9 +109,9 @@ def _dataset_table(inspection: Inspection) -> Table:
         table.add_row(
             plain(dataset.path),
             "" if dataset.shape is None else " x ".join(map(str, dataset.shape)),
-            dataset.dtype,
+            plain(dataset.dtype),
             "" if dataset.chunks is None else " x ".join(map(str, dataset.chunks)),
-            dataset.compression,
+            plain(dataset.compression),
             plain(dataset.problem),
         )
     return table

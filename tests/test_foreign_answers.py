@@ -47,6 +47,24 @@ LABEL_STUDIO = {
     "GET /api/webhooks/": [],
 }
 
+BACKEND = {
+    "GET /status": [],
+    "GET /diagnosis": {
+        "label_studio": {"url": "", "problem": ""},
+        "runner": {
+            "state": "ready",
+            "trouble": "",
+            "is_alive": True,
+            "trunk_id": "vgg16",
+            "device": "cpu",
+            "precision": "bfloat16",
+        },
+        "machine": {"cores": 4, "memory_bytes": 10**10},
+        "disks": [],
+        "projects": [],
+    },
+}
+
 
 def cellai(*arguments: object) -> Result:
     return CliRunner().invoke(app, [*map(str, arguments)])
@@ -196,3 +214,45 @@ def test_unreadable_connection_file(make: Callable[[Path], Path], tmp_path: Path
     error = refusal(cellai("train", "--data-dir", make(tmp_path)))
     assert isinstance(error, ConfigurationError)
     assert "connection.json cannot be read (" in error.message
+
+
+@pytest.mark.parametrize(("body", "status"), FOREIGN)
+def test_doctor_goes_on_to_the_backend(body: object, status: int) -> None:
+    with stand_in(otherwise=body, status=status) as other, stand_in(BACKEND) as backend:
+        place = ["--url", other.url, "--api-key", KEY]
+        result = cellai("doctor", *place, "--backend-url", backend.url)
+    lines = result.output.splitlines()
+    assert lines[0].startswith("problem  Label Studio: ")
+    assert other.url in lines[0]
+    assert "project's number" not in result.output
+    assert f"ok       Backend: answers at {backend.url}" in result.output
+    assert (result.exit_code, lines[-1]) == (1, "1 problem")
+
+
+NO_ADDRESSES = [
+    "http://localhost:abc",
+    "http://[::1",
+    "localhost:8080",
+    "http://",
+    "ftp://localhost",
+    "http://localhost:99999",
+    "http://local host",
+]
+
+
+@pytest.mark.parametrize("url", NO_ADDRESSES)
+@pytest.mark.parametrize("words", ["import --project 7 --no-blind", "doctor", "status"])
+def test_address_that_is_none(words: str, url: str) -> None:
+    with stand_in(LABEL_STUDIO) as server:
+        good = ["--url", server.url, "--api-key", KEY, "--backend-url", server.url]
+        for option in ("--url", "--backend-url"):
+            error = refusal(cellai(*words.split(), *good, option, url))
+            assert isinstance(error, ConfigurationError)
+            assert error.message == f"{url!r} is no address."
+        assert server.requests == []
+
+
+def test_other_project_than_the_backend_serves() -> None:
+    with stand_in({"GET /status": []}) as backend, stand_in(LABEL_STUDIO) as label_studio:
+        place = ["--url", label_studio.url, "--api-key", KEY, "--backend-url", backend.url]
+        assert "knows no project 99" in refusal(cellai("status", *place, "--project", 99)).message
