@@ -13,6 +13,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from converters.backend_client import BackendClient, QueueState
+from converters.cli_files import files
 from converters.cli_operator import operator
 from converters.cli_options import (
     ApiKey,
@@ -35,28 +36,21 @@ from converters.cli_options import (
     ProjectId,
     SensitivityOption,
     SkipUnknown,
-    Sources,
     Url,
     backend_address,
     connect,
     console,
-    needed_backend,
-    needed_project,
+    needed_files_dir,
     out,
     stored_connection,
 )
-from converters.connection_file import FILE_NAME, read_connection
+from converters.connection_file import FILE_NAME
 from converters.crops import ReadOptions
-from converters.durable import replacing
 from converters.errors import (
     BackendUnreachableError,
     CellAIError,
     ConfigurationError,
-    OutputError,
-    UnknownLayoutError,
 )
-from converters.export import export_labels
-from converters.exported_cells import export_tasks
 from converters.importing import (
     ImportOptions,
     ImportReport,
@@ -65,7 +59,6 @@ from converters.importing import (
     import_sources,
     plan_import,
 )
-from converters.inspection import inspect_source
 from converters.label_config import TEMPLATE_PATH, read_label_config, write_label_config
 from converters.label_studio import Connection
 from converters.launcher import Launcher, UpOptions
@@ -76,13 +69,10 @@ from converters.project import (
     create_project,
     default_title,
     link_report,
-    project_label_config,
     show_predictions,
 )
 from converters.reading import CropPlan
-from converters.sample import write_sample_crops, write_sample_frames
-from converters.source_record import read_sources, sources_file
-from converters.tables import inspection_parts, problem_table
+from converters.tables import problem_table
 from converters.terminal import plain
 
 app = typer.Typer(
@@ -239,7 +229,7 @@ def import_command(
             f"Project {project} has its own title.",
             hint="Leave out --title, or leave out --project to create a project of that title.",
         )
-    root = _files_dir(files_dir, data_dir) if sources else None
+    root = needed_files_dir(files_dir, data_dir) if sources else None
     plan = plan_import(sources, options) if sources else None
     if root is not None:
         check_files_dir(root)
@@ -278,130 +268,7 @@ def import_command(
         _announce(connection, project, backend)
 
 
-@app.command()
-def export(
-    *,
-    out_dir: Annotated[Path, typer.Option("--out", help="Folder for copies and table.")],
-    data_dir: DataDir = None,
-    url: Url = "",
-    api_key: ApiKey = "",
-    project: ProjectId = None,
-    files_dir: FilesDir = None,
-) -> None:
-    """Write the labels into copies of the HDF5 sources and into a CSV table; verified."""
-    stored = stored_connection(data_dir, url)
-    connection = connect(stored, url, api_key)
-    number = needed_project(stored, project)
-    root = _files_dir(files_dir, data_dir)
-    sources = read_sources(root, number)
-    tasks = export_tasks(connection, number)
-    report = export_labels(
-        tasks,
-        sources,
-        out_dir=out_dir,
-        project=f"{connection.get(f'api/projects/{number}/')['title']} ({number})",
-        classes=project_label_config(connection, number).classes,
-    )
-    for name, copy in report.copies.items():
-        console.print(plain(f"{name}: labels written to {copy} and verified"))
-    for name, count in report.csv_only.items():
-        console.print(plain(f"{name}: {count} labels, in the table only"))
-    if not sources and any(task.dataset and task.chosen is not None for task in tasks):
-        console.print(
-            plain(
-                f"Warning: no HDF5 file was copied, because {sources_file(root, number)} does not"
-                " exist, which says where the sources lie. If they were imported on this machine,"
-                " correct --files-dir and export into a new folder."
-            ),
-            style="yellow",
-            soft_wrap=True,
-        )
-    console.print(plain(f"{report.n_labels} labels in {report.csv}"))
-
-
-@app.command()
-def report(
-    *,
-    out_file: Annotated[Path, typer.Option("--out", help="HTML file to write.")],
-    data_dir: DataDir = None,
-    project: ProjectId = None,
-    backend_url: BackendUrl = "",
-    backend_user: BackendUser = "",
-    backend_password: BackendPassword = "",
-) -> None:
-    """Write the progress report of a project as one HTML file that needs no other."""
-    stored = None if data_dir is None else read_connection(data_dir)
-    backend = needed_backend(stored, backend_url, backend_user, backend_password)
-    page = BackendClient(backend).report(needed_project(stored, project))
-    try:
-        with replacing(out_file) as path:
-            path.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(
-            f"{out_file} cannot be written ({error.strerror}).", hint="Choose another folder."
-        ) from error
-    console.print(plain(f"Wrote the progress report to {out_file}."))
-
-
-@app.command("inspect")
-def inspect_command(
-    sources: Sources,
-    *,
-    images: Images = "",
-    labels: Labels = "",
-    sensitivity: SensitivityOption = "medium",
-    crop_size: CropSize = 96,
-    min_area: MinArea = 20,
-    outside_links: OutsideLinks = False,
-) -> None:
-    """Show the datasets of a source, its layout or why none matched, counts, ranges, labels."""
-    options = ReadOptions(
-        images=images,
-        labels=labels,
-        sensitivity=sensitivity,
-        crop_size_px=crop_size,
-        min_area_px=min_area,
-        outside_links=outside_links,
-    )
-    is_bad = False
-    for source in sources:
-        inspection = inspect_source(source, options=options)
-        is_bad |= bool(inspection.error)
-        for part in inspection_parts(inspection):
-            out.print(part)
-    if is_bad:
-        raise typer.Exit(UnknownLayoutError.exit_code)
-
-
-@app.command()
-def sample(
-    path: Annotated[Path, typer.Argument(help="File to write: .seg (crops) or .pre (frames).")],
-    *,
-    cells: Annotated[int, typer.Option("--cells", min=5, help="Number of crops.")] = 600,
-    frames: Annotated[int, typer.Option("--frames", min=1, help="Number of frames.")] = 24,
-    labelled: Annotated[
-        float, typer.Option("--labelled", min=0, max=1, help="Share of crops with a label.")
-    ] = 0.2,
-    seed: Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1)] = 0,
-) -> None:
-    """Write a file of SYNTHETIC blood cells, to try CellAI without own recordings."""
-    if path.suffix not in {".seg", ".pre"}:
-        raise ConfigurationError(
-            f"{path} is neither .seg nor .pre.", hint="Name the file sample.seg or sample.pre."
-        )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".seg":
-            write_sample_crops(path, n_cells=cells, seed=seed, labelled_share=labelled)
-        else:
-            write_sample_frames(path, n_frames=frames, seed=seed)
-    except OSError as error:
-        raise ConfigurationError(
-            f"{path} cannot be written ({error.strerror}).", hint="Choose another folder."
-        ) from error
-    console.print(plain(f"Wrote synthetic cells to {path}."))
-
-
+app.add_typer(files)
 app.add_typer(operator)
 
 
@@ -522,18 +389,6 @@ def _label_config(path: Path | None, classes: str) -> str:
         ) from error
     read_label_config(xml)
     return xml
-
-
-def _files_dir(files_dir: Path | None, data_dir: Path | None) -> Path:
-    if files_dir is not None:
-        return files_dir.resolve()
-    if data_dir is None:
-        raise ConfigurationError(
-            "--files-dir is missing.",
-            hint="Name the folder that Label Studio serves as local files"
-            " (LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT).",
-        )
-    return data_dir.resolve() / "files"
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:

@@ -190,3 +190,20 @@ def needed_project(stored: ConnectionFile | None, project: int | None) -> int:
     if number is None:
         raise ConfigurationError("--project is missing.", hint="Name the project's number.")
     return number
+
+
+def needed_files_dir(files_dir: Path | None, data_dir: Path | None) -> Path:
+    """The document root of Label Studio's local files that the options name.
+
+    Raises:
+        ConfigurationError: they name none.
+    """
+    if files_dir is not None:
+        return files_dir.resolve()
+    if data_dir is None:
+        raise ConfigurationError(
+            "--files-dir is missing.",
+            hint="Name the folder that Label Studio serves as local files"
+            " (LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT).",
+        )
+    return data_dir.resolve() / "files"

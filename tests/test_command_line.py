@@ -1,4 +1,4 @@
-"""What commands say of paths, options and names that are unusual; nothing here runs a server."""
+"""What commands say of paths, options and names that are unusual; none needs a real server."""
 
 import json
 import os
