@@ -607,7 +607,9 @@ def test_sentence_of_several_lines_is_one_status_line(app: Flask) -> None:
     """A proxy's error page, which the sentence quotes, may hold a carriage return."""
     explain = app.error_handler_spec[None][None][CellAIError]
     with app.test_request_context():
-        answer = explain(CellAIError("502:\r\n<html>\x7f", hint=""))
+        answer = app.make_response(
+            app.ensure_sync(explain)(CellAIError("502:\r\n<html>\x7f", hint=""))
+        )
     assert answer.status == "500 502:  <html>"
 
 
