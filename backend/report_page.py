@@ -101,7 +101,7 @@ def _learning_curve(report: Report) -> Figure:
     return Figure(
         "learning-curve",
         "Learning curve",
-        "Each point is a version, measured on a fifth of the labels that it was not trained on."
+        "Each point is a version, measured on about a fifth of the labels, kept out of training."
         " The queue asks for difficult cells, so on all cells the model is rather better."
         if points
         else "No version has a hold-out yet: it begins with 25 labels, of at least two frames.",
