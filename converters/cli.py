@@ -231,10 +231,10 @@ def import_command(
         )
     root = needed_files_dir(files_dir, data_dir) if sources else None
     plan = plan_import(sources, options) if sources else None
-    if root is not None:
-        check_files_dir(root)
     store = PictureBucket(bucket) if bucket else None
     connection.get("api/current-user/whoami")
+    if root is not None:
+        check_files_dir(root)
     if project is None:
         xml = _label_config(label_config, classes)
         check_labels(sources, read_label_config(xml), options)

@@ -191,7 +191,7 @@ def test_files_dir_is_looked_at_before_there_is_a_project(source: Path, tmp_path
     taken.touch()
     result, server = imported(source, tmp_path, "--files-dir", taken)
     assert "cannot be written" in refusal(result).message
-    assert server.requests == []
+    assert server.requests == ["GET /api/current-user/whoami"]
 
 
 def beside_a_file(folder: Path) -> Path:
