@@ -8,12 +8,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from command_line import cellai, refusal
 from installation import run_cellai
 from PIL import Image
 from stand_in import stand_in
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
-from converters.cli import app
 from converters.crops import ReadOptions
 from converters.errors import CellAIError, ConfigurationError
 from converters.label_config import TEMPLATE_PATH
@@ -27,17 +27,6 @@ from converters.source_record import read_sources
 
 KEY = "0" * 40
 LATIN_1 = os.fsdecode(b"Gr\xfcn")  # as an old system wrote it: not UTF-8
-
-
-def cellai(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [*map(str, arguments)])
-
-
-def refusal(result: Result) -> CellAIError:
-    """The sentence that the command ends with; anything else fails the test with its traceback."""
-    if isinstance(result.exception, CellAIError):
-        return result.exception
-    raise AssertionError(result.output) from result.exception
 
 
 @pytest.fixture

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from command_line import cellai, refusal
 from stand_in import PAGE, StandIn, stand_in
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
-from converters.cli import app
-from converters.errors import CellAIError, ConfigurationError
+from converters.errors import ConfigurationError
 from converters.label_config import TEMPLATE_PATH
 from converters.sample import write_sample_crops
 
@@ -64,17 +64,6 @@ BACKEND = {
         "projects": [],
     },
 }
-
-
-def cellai(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [*map(str, arguments)])
-
-
-def refusal(result: Result) -> CellAIError:
-    """The sentence that the command ends with; anything else fails the test with its traceback."""
-    if isinstance(result.exception, CellAIError):
-        return result.exception
-    raise AssertionError(result.output) from result.exception
 
 
 @pytest.fixture
