@@ -103,7 +103,8 @@ class LabelStudioClient:
                 if row["id"] > last:  # once for each annotation
                     yield row
                     last = row["id"]
-            if len(answer["tasks"]) >= answer["total"]:  # of those behind `last`
+            # Of those behind `last`; an empty page, whatever is counted, would come again for ever.
+            if not answer["tasks"] or len(answer["tasks"]) >= answer["total"]:
                 return
 
     def exported_tasks(
