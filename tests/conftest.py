@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,10 @@ from installation import (
 from converters.errors import UnreachableError
 from converters.label_studio import Connection
 from converters.launcher import LABEL_STUDIO_ENVIRONMENT, label_studio_command
+
+# A shell lets what it starts in the background ignore Ctrl+C; what tests start must not inherit it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A gate must judge the change and not the dice: what hypothesis draws is the same in every run.
 # `HYPOTHESIS_PROFILE=drawn pytest …` draws anew.

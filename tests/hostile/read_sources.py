@@ -11,7 +11,8 @@ With "here" columns of text are read in this process, not in one of their own; w
 are written into a copy of the file instead; with "beside" there are sound cells in it, too.
 
 Prints one JSON object per case, before it ("begin") and after it. A case that lasts longer than
-`MAX_SECONDS` or breaks the interpreter ends the process, with the traceback on standard error.
+`MAX_SECONDS` (with "here", `MAX_SECONDS_HERE`) or breaks the interpreter ends the process, with the
+traceback on standard error.
 """
 
 import ctypes
@@ -50,6 +51,8 @@ from converters.tables import inspection_parts
 
 # Of processor time, so that a busy machine makes no hang; waiting is allowed longer.
 MAX_SECONDS = 10
+# Of a case whose text is read here; the parent tries one that lasts longer again, without "here".
+MAX_SECONDS_HERE = 2
 MAX_WAIT_SECONDS = 180
 # Crops come one by one, so a long import is no hang.
 MAX_CROPS = 1000
@@ -119,6 +122,7 @@ def run(
     *,
     watched: Watched,
     use: Callable[[Path], str] = read,
+    max_seconds: float = MAX_SECONDS,
 ) -> None:
     """One case: write the file, read it or what `use` does with it, say what happened."""
     path = write(folder)
@@ -127,7 +131,7 @@ def run(
     reset_peak()
     before, began = peak_bytes(), time.process_time()
     faulthandler.dump_traceback_later(MAX_WAIT_SECONDS, exit=True)
-    signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, max_seconds)
     try:
         outcome, trace = use(path), ""
     except Exception:  # noqa: BLE001  what is looked for
@@ -200,7 +204,9 @@ def main() -> None:
         text_columns._read = read_text_here  # type: ignore[assignment]
     os.chdir(folder)
     # One for all cases: to close it takes as long as to read a file.
-    run_watched = partial(run, watched=Watched(folder.parent / "outside"))
+    watched = Watched(folder.parent / "outside")
+    max_seconds = MAX_SECONDS_HERE if "here" in options else MAX_SECONDS
+    run_watched = partial(run, watched=watched, max_seconds=max_seconds)
     if kind == "structures":
         write_structures(first, count, folder, run_watched)
         return
