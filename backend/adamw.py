@@ -54,7 +54,7 @@ class _Group:
         self._weight_decay = weight_decay
         self._means = [torch.zeros_like(parameter) for parameter in parameters]
         self._squares = [torch.zeros_like(parameter) for parameter in parameters]
-        self._counts = [torch.zeros(()) for _ in parameters]
+        self._counts = [torch.zeros((), device=parameter.device) for parameter in parameters]
 
     @torch.no_grad()
     def move(self, gradients: list[Tensor], learning_rate: float) -> None:

@@ -24,6 +24,9 @@ HalfArray = NDArray[np.float16]
 UInt8Array = NDArray[np.uint8]
 
 BATCH = 32
+# A GPU is always given so many crops, black ones among them if need be: its libraries choose their
+# ways by the shape, and crops would have other features beside more or fewer others.
+GPU_BATCH = 64
 # A crop's cell is in its middle: maps are pooled with a Gaussian weight there, and in colour
 # pictures, which have no mask, what lies around is faded to the background. Parts of INPUT_PX.
 POOLING_SIGMA = 0.20
@@ -93,6 +96,7 @@ class Trunk:
         self.network = network.name
         self.device = device
         self.precision = precision
+        self._batch = BATCH if device.type == "cpu" else GPU_BATCH
         self._taps = network.taps
         self._layers = _with_weights(network, tensors, device=device, precision=precision)
         self._mean = torch.tensor(_MEAN, device=device).view(1, 3, 1, 1)
@@ -120,8 +124,8 @@ class Trunk:
             N features and activations; N may be 0.
         """
         batches = [
-            self.pool_maps(self._prepare(pixels[start : start + BATCH], mode))
-            for start in range(0, len(pixels), BATCH)
+            self._pooled(pixels[start : start + self._batch], mode)
+            for start in range(0, len(pixels), self._batch)
         ]
         if not batches:
             return Extracted(
@@ -131,6 +135,14 @@ class Trunk:
         features = torch.cat([pooled for pooled, _ in batches]).half().float()
         activations = torch.cat([deepest for _, deepest in batches]).half()
         return Extracted(features.cpu().numpy(), activations.cpu().numpy())
+
+    def _pooled(self, pixels: UInt8Array, mode: str) -> tuple[Tensor, Tensor]:
+        """Taps of one batch of crops, as `pool_maps` gives them."""
+        n_crops = len(pixels)
+        if self.device.type != "cpu":
+            pixels = np.pad(pixels, ((0, self._batch - n_crops), (0, 0), (0, 0), (0, 0)))
+        pooled, deepest = self.pool_maps(self._prepare(pixels, mode))
+        return pooled[:n_crops], deepest[:n_crops]
 
     def _prepare(self, pixels: UInt8Array, mode: str) -> Tensor:
         """Trunk input (n, 3, INPUT_PX, INPUT_PX), normalised as for ImageNet."""
@@ -234,9 +246,13 @@ def pooled_mean_and_spread(maps: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _mean_and_variance(values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Weighted moments over places of values (m, places, C), which are overwritten; (m, C)."""
-    mean = weights @ values
-    return mean, weights @ values.sub_(mean[:, None]).square_()
+    """Weighted moments over places of values (m, places, C), which are overwritten; (m, C).
+
+    As products of each crop's own: in one of all crops the place in the batch shows (on a GPU).
+    """
+    weights = weights.expand(len(values), 1, -1)
+    mean = torch.bmm(weights, values)
+    return mean[:, 0], torch.bmm(weights, values.sub_(mean).square_())[:, 0]
 
 
 def load_trunk(

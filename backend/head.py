@@ -31,7 +31,7 @@ _LEAST_CROPS = 64
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Head:
-    """Weights of one trained head, float32 on the CPU.
+    """Weights of one head, float32; on the CPU but while it is trained.
 
     Attributes:
         mean: (D,) subtracted from the features.
@@ -64,6 +64,10 @@ class Head:
         """Calibrated class scores (N, K) without dropout; differentiable."""
         hidden = torch.relu(self.standardise(features) @ self.hidden_weight + self.hidden_bias)
         return (hidden @ self.class_weight + self.class_bias) / self.temperature
+
+    def to(self, device: torch.device) -> "Head":
+        """The same head on a device; itself where it is there."""
+        return Head(**{name: getattr(self, name).to(device) for name in self.__slots__})
 
     def with_temperature(self, temperature: float) -> "Head":
         """The same head at another temperature."""

@@ -247,6 +247,7 @@ class Retraining:
             turned_features=np.where(
                 turned.is_readable[:, None], turned.features, pool.features[rows]
             ),
+            device=self._features.trunk.device,
         )
         serving = next((v for v in stored if v.version == project.serving_version), None)
         promoted = (

@@ -27,6 +27,7 @@ FloatArray = NDArray[np.float32]
 Float64Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
+CPU = torch.device("cpu")
 BATCH = 64
 WEIGHT_DECAY = 1e-2
 FOLDS = 5
@@ -93,6 +94,7 @@ def fit(
     settings: TrainingSettings,
     pool_features: FloatArray | None = None,
     turned_features: FloatArray | None = None,
+    device: torch.device = CPU,
 ) -> Fitted:
     """Train a fresh head on all labels and calibrate it on a hold-out.
 
@@ -106,6 +108,7 @@ def fit(
             features; the labelled ones alone where it is not given.
         turned_features: (N, D) of the same crops turned by half a circle, which take their
             place in every second draw: a cell has no upside (measured, docs/model.md).
+        device: where to train.
 
     Returns:
         The head and its metrics.
@@ -135,6 +138,7 @@ def fit(
             scaling,
             n_classes=n_classes,
             settings=settings,
+            device=device,
         )
         temperature = fit_temperature(
             trial, features[held_out], labels[held_out], settings=settings
@@ -147,7 +151,7 @@ def fit(
         ).mean(axis=0)
         kept_groups = [name for name, held in zip(named_groups, held_out, strict=True) if held]
         metrics |= holdout_metrics(probabilities, labels[held_out], kept_groups, seed=settings.seed)
-    head = train_head(views, labels, scaling, n_classes=n_classes, settings=settings)
+    head = train_head(views, labels, scaling, n_classes=n_classes, settings=settings, device=device)
     metrics["temperature"] = temperature
     return Fitted(head.with_temperature(temperature), metrics)
 
@@ -177,6 +181,7 @@ def train_head(
     *,
     n_classes: int,
     settings: TrainingSettings,
+    device: torch.device = CPU,
 ) -> Head:
     """A fresh head after `epochs`, or `least_steps`, of class-balanced batches.
 
@@ -186,32 +191,38 @@ def train_head(
         scaling: of `feature_scaling`.
         n_classes: K.
         settings: how to train.
+        device: where to train; the random numbers are the same everywhere.
+
+    Returns:
+        The head, on the CPU.
 
     Raises:
         DivergedError: a loss or a weight is not finite.
     """
     rng = np.random.default_rng(settings.seed)
-    head = fresh_head(*scaling, n_classes=n_classes, rng=rng)
+    head = fresh_head(*scaling, n_classes=n_classes, rng=rng).to(device)
     weights = [head.hidden_weight, head.class_weight]
     biases = [head.hidden_bias, head.class_bias]
     steps = max(settings.epochs * math.ceil(len(labels) / BATCH), settings.least_steps)
     optimiser = AdamW(
         [(weights, WEIGHT_DECAY), (biases, 0.0)], learning_rate=settings.learning_rate, steps=steps
     )
-    inputs = head.standardise(torch.from_numpy(np.concatenate(views)))
-    targets = torch.from_numpy(labels)
+    inputs = head.standardise(torch.from_numpy(np.concatenate(views)).to(device))
+    targets = torch.from_numpy(labels).to(device)
     draws = rng.choice(len(labels), size=(steps, BATCH), p=sampling_chances(labels))
     view_of_draws = rng.integers(len(views), size=draws.shape)
     loss = torch.tensor(math.nan)
     with _one_thread(), torch.inference_mode():
         for crops, view in zip(
-            torch.from_numpy(draws), torch.from_numpy(view_of_draws), strict=True
+            torch.from_numpy(draws).to(device),
+            torch.from_numpy(view_of_draws).to(device),
+            strict=True,
         ):
             drawn = inputs.index_select(0, view * len(labels) + crops)
             loss, gradients = loss_and_gradients(head, drawn, targets[crops], rng)
             optimiser.step(gradients)
     _check_finite(loss, weights + biases, settings)
-    return head
+    return head.to(CPU)
 
 
 @contextmanager
@@ -258,16 +269,16 @@ def loss_and_gradients(
     Returns:
         The loss, (), and its gradients by hidden weight, class weight, hidden bias and class bias.
     """
-    kept_inputs = inputs * _dropout(inputs.shape, rng)
+    kept_inputs = inputs * _dropout(inputs, rng)
     active = torch.relu(torch.addmm(head.hidden_bias, kept_inputs, head.hidden_weight))
-    kept_units = _dropout(active.shape, rng)
+    kept_units = _dropout(active, rng)
     hidden = active * kept_units
     log_probabilities = torch.log_softmax(
         torch.addmm(head.class_bias, hidden, head.class_weight), dim=1
     )
     # Source: Bishop 2006, "Pattern Recognition and Machine Learning", eq. 4.109 and section 5.3.
     errors = log_probabilities.exp()
-    errors[torch.arange(len(targets)), targets] -= 1
+    errors[torch.arange(len(targets), device=targets.device), targets] -= 1
     errors /= len(targets)
     hidden_errors = (errors @ head.class_weight.T) * kept_units * (active > 0)
     return functional.nll_loss(log_probabilities, targets), [
@@ -278,11 +289,13 @@ def loss_and_gradients(
     ]
 
 
-def _dropout(shape: Sequence[int], rng: np.random.Generator) -> Tensor:
+def _dropout(like: Tensor, rng: np.random.Generator) -> Tensor:
     """0 with the chance DROPOUT of one half, which takes one random bit, else 1 / (1 - DROPOUT)."""
-    n_values = math.prod(shape)
+    n_values = like.numel()
     bits = np.unpackbits(np.frombuffer(rng.bytes(-(-n_values // 8)), np.uint8), count=n_values)
-    return torch.from_numpy(bits).view(*shape).float() / (1 - DROPOUT)
+    # A GPU need not have done the step before when it is given the masks of the next.
+    drawn = torch.from_numpy(bits).to(like.device, non_blocking=True)
+    return drawn.view(like.shape).float() / (1 - DROPOUT)
 
 
 def _check_finite(loss: Tensor, parameters: list[Tensor], settings: TrainingSettings) -> None:

@@ -114,7 +114,8 @@ def prediction_numbers(work: Workload) -> Iterator[tuple[str, float]]:
 def original_numbers(work: Workload) -> Iterator[tuple[str, float]]:
     """The recipe this product replaces, image by image, over ours from the PNG on disk."""
     network = vgg16(weights=None, num_classes=N_CLASSES, init_weights=False).eval()
-    maps = _random_maps(work.trunk, 1, 224).float().cpu().contiguous()
+    network = network.to(work.trunk.device)
+    maps = _random_maps(work.trunk, 1, 224).float().contiguous()
     original_s = seconds(lambda: _original_prediction(network, maps), repetitions=3)
     head = _random_head(work.trunk.feature_dim)
     with tempfile.TemporaryDirectory() as folder:
@@ -209,7 +210,8 @@ def _original_prediction(network: nn.Module, maps: Tensor) -> None:
     network.eval()
     with GradCAM(network, target_layer="features.29") as library:
         scores = network(maps.clone().requires_grad_())
-        library(int(scores.argmax()), scores)
+        for heat in library(int(scores.argmax()), scores):
+            heat.cpu()
 
 
 def _shared_mask_speedup(n_inputs: int, n_hidden: int) -> float:

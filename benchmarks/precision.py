@@ -82,17 +82,24 @@ def _head_says(features: FloatArray, labels: NDArray[np.int64]) -> FloatArray:
 
 
 def _trunks(weights: Path, calibration: UInt8Array) -> dict[str, Trunk]:
-    """By precision, float32 first. The last one's layers are replaced by whole numbers."""
+    """By precision, float32 first, on the processor and, where there is one, the GPU.
+
+    The layers of one are replaced by whole numbers.
+    """
     stored = load_file(weights)
 
-    def trunk(precision: torch.dtype) -> Trunk:
+    def trunk(precision: torch.dtype, device: str = "cpu") -> Trunk:
         network = build_network(DEFAULT_NETWORK)
         tensors = {name: stored[name].float() for name in network.tensor_shapes()}
-        return Trunk(network, tensors, device=torch.device("cpu"), precision=precision)
+        return Trunk(network, tensors, device=torch.device(device), precision=precision)
 
     exact, whole = trunk(torch.float32), trunk(torch.float32)
     whole._layers = Int8Vgg16(exact._layers, exact._prepare(calibration, "rgb"))
-    return {"float32": exact, "bfloat16": trunk(torch.bfloat16), "int8": whole}
+    trunks = {"float32": exact, "bfloat16": trunk(torch.bfloat16), "int8": whole}
+    if torch.cuda.is_available():
+        trunks["float32_gpu"] = trunk(torch.float32, "cuda")
+        trunks["bfloat16_gpu"] = trunk(torch.bfloat16, "cuda")
+    return trunks
 
 
 class Int8Vgg16(nn.Module):

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from benchmarks.learning import BATCH, BUDGET, Run, area, at, macro_f1_at
 from benchmarks.plots import plot_learning, plot_stability
@@ -58,6 +59,7 @@ class Results:
             "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "machine": platform.processor() or platform.machine(),
             "cores": os.cpu_count(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
             "full": self._full,
             "synthetic": SYNTHETIC,
         }

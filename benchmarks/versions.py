@@ -39,18 +39,18 @@ FILL = 1000  # crops that are put into a cache at once
 
 def measure_versions(trunk: Trunk) -> Iterator[tuple[str, float]]:
     """All numbers by name, one after the other as they are measured."""
-    yield from retraining_numbers(trunk.feature_dim)
+    yield from retraining_numbers(trunk)
     yield from rescoring_numbers(trunk)
     yield from card_numbers()
     yield from cache_numbers(trunk)
 
 
-def retraining_numbers(feature_dim: int) -> Iterator[tuple[str, float]]:
+def retraining_numbers(trunk: Trunk) -> Iterator[tuple[str, float]]:
     """Seconds and memory of one training on all labels of a pool, in both views."""
     elapsed_s = {}
     for n_labels in (200, 2_000, 20_000):
-        features, labels = synthetic_features(n_labels, feature_dim)
-        turned, _ = synthetic_features(n_labels, feature_dim, seed=1)
+        features, labels = synthetic_features(n_labels, trunk.feature_dim)
+        turned, _ = synthetic_features(n_labels, trunk.feature_dim, seed=1)
         groups = [str(row // 10) for row in range(n_labels)]
         with PeakMemory() as memory:
             started = time.perf_counter()
@@ -62,6 +62,7 @@ def retraining_numbers(feature_dim: int) -> Iterator[tuple[str, float]]:
                 settings=TrainingSettings(),
                 pool_features=features,
                 turned_features=turned,
+                device=trunk.device,
             )
             elapsed_s[n_labels] = time.perf_counter() - started
         yield f"retrain_s_{n_labels}", elapsed_s[n_labels]

@@ -25,12 +25,14 @@ def seeded_tensors(network: Network, seed: int = 0) -> dict[str, Tensor]:
     return tensors
 
 
-def seeded_trunk(name: str = "vgg16", seed: int = 0) -> Trunk:
-    """A trunk in float32 on the CPU."""
+def seeded_trunk(
+    name: str = "vgg16",
+    seed: int = 0,
+    *,
+    device: str = "cpu",
+    precision: torch.dtype = torch.float32,
+) -> Trunk:
+    """A trunk of the made-up weights."""
     network = build_network(name)
-    return Trunk(
-        network,
-        seeded_tensors(network, seed),
-        device=torch.device("cpu"),
-        precision=torch.float32,
-    )
+    tensors = seeded_tensors(network, seed)
+    return Trunk(network, tensors, device=torch.device(device), precision=precision)

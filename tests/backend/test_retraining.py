@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
 from made_up import PredictionsInMemory
 from pydantic import SecretStr
 
@@ -75,7 +76,8 @@ class FakeFeatures:
     """Features that tell the class, or noise; pictures that can be read, or not."""
 
     def __init__(self, trunk_id: str = "vgg16", *, width: int = 8, is_noise: bool = False) -> None:
-        self.trunk = SimpleNamespace(trunk_id=trunk_id, network="vgg16")
+        place = torch.device("cpu")
+        self.trunk = SimpleNamespace(trunk_id=trunk_id, network="vgg16", device=place)
         self.unreadable: set[int] = set()
         self._width, self._is_noise = width, is_noise
 
