@@ -34,6 +34,7 @@ FOLDS = 5
 SCALED_AT_ONCE = 4096
 MIN_HOLDOUT_LABELS = 25  # below, a fifth is too few to say anything
 MOST_HELD_OUT = 0.5
+TEMPERATURE_SPREAD = 0.5  # of its logarithm, before any label tells
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,18 +160,31 @@ def fit(
 def fit_temperature(
     head: Head, features: FloatArray, labels: IntArray, *, settings: TrainingSettings
 ) -> float:
-    """Temperature of the smallest negative log-likelihood of the Monte-Carlo mean.
+    """The likeliest temperature: of the Monte-Carlo mean's likelihood and what one expects.
+
+    A few dozen held-out labels, chosen because they were difficult, say little about it; alone they
+    gave anything from 0.25 to 8. Expected is a logarithm around zero, spread by TEMPERATURE_SPREAD.
+
+    Args:
+        head: fitted without the hold-out.
+        features: (N, D) of the hold-out.
+        labels: class index of each, (N,).
+        settings: how the head was trained.
 
     Source:
         Guo et al. 2017, "On Calibration of Modern Neural Networks", section 4.2,
-        arXiv:1706.04599.
+        arXiv:1706.04599; the expectation as a prior (docs/model.md, *Calibration*).
     """
     raw = mc_probabilities(
         head.with_temperature(1.0), features, passes=settings.mc_passes, seed=settings.seed
     )
     logits = np.log(np.clip(raw, 1e-12, 1))
     candidates = np.exp(np.linspace(math.log(0.25), math.log(8), 41))
-    losses = [_mean_log_loss(logits / candidate, labels) for candidate in candidates]
+    losses = [
+        len(labels) * _mean_log_loss(logits / candidate, labels)
+        + (math.log(candidate) / TEMPERATURE_SPREAD) ** 2 / 2
+        for candidate in candidates
+    ]
     return float(candidates[int(np.argmin(losses))])
 
 

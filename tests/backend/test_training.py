@@ -73,6 +73,17 @@ def test_hold_out_gives_metrics_once_there_are_enough_labels() -> None:
     assert "macro_f1" not in few.metrics
 
 
+def test_few_held_out_labels_move_the_temperature_little() -> None:
+    """All of them are right, so the head may be surer still: of tens that says less than of hundreds."""
+    temperatures = []
+    for count in (13, 200):
+        features, labels, groups = blobs([count, count])
+        fitted = fit(features, labels, groups, n_classes=2, settings=SETTINGS)
+        temperatures.append(float(fitted.head.temperature))
+    few, many = temperatures
+    assert 0.25 < many < few < 1
+
+
 @pytest.mark.parametrize(
     ("counts", "group_sizes"),
     [
