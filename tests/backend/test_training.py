@@ -74,7 +74,7 @@ def test_hold_out_gives_metrics_once_there_are_enough_labels() -> None:
 
 
 def test_few_held_out_labels_move_the_temperature_little() -> None:
-    """All of them are right, so the head may be surer still: of tens that says less than of hundreds."""
+    """All of them are right, so the head may be surer still: tens say so less than hundreds."""
     temperatures = []
     for count in (13, 200):
         features, labels, groups = blobs([count, count])
