@@ -158,11 +158,14 @@ def _importable(
 ) -> Inspection:
     plan = plan_crops([source.path], options=options)
     labels: Counter[str] = count_labels([source.path], options=options)
+    has_pixels = any(channel.n_values for channel in ranges)  # the plan looked at few pictures
     return Inspection(
         source=source.name,
         layout=layout,
         reasons={},
-        error=str(without_cells([source.path], problems)) if plan.is_empty else "",
+        error=""
+        if has_pixels and not plan.is_empty
+        else str(without_cells([source.path], problems)),
         datasets=datasets,
         ranges=ranges,
         plan=plan,

@@ -112,6 +112,15 @@ def test_names_with_square_brackets_are_shown_as_they_are(tmp_path: Path) -> Non
     assert "rate[/s]" in words
 
 
+def test_sample_leaves_a_file_of_that_name_alone(tmp_path: Path) -> None:
+    path = tmp_path / "cells.seg"
+    path.write_bytes(b"somebody's labels")
+    result = cellai("sample", path, "--cells", 5)
+    assert isinstance(result.exception, ConfigurationError)
+    assert "exists already" in result.exception.message
+    assert path.read_bytes() == b"somebody's labels"
+
+
 def test_report_and_export_into_a_folder_with_square_brackets(source: Path, tmp_path: Path) -> None:
     folder = tmp_path / "out[/x]"
     page = '<body data-project="7" data-version="">'

@@ -100,6 +100,14 @@ def test_folder_of_pictures(tmp_path: Path) -> None:
     assert [problem.count for problem in found.problems] == [1]
 
 
+def test_folder_of_which_no_picture_can_be_read(tmp_path: Path) -> None:
+    for number in range(5):  # more than the plan looks at
+        (tmp_path / f"{number}.png").write_bytes(b"Bud1")
+    found = inspect(tmp_path)
+    assert "No cell was found" in found.error
+    assert [problem.count for problem in found.problems] == [5]
+
+
 def test_what_is_no_source_at_all(tmp_path: Path) -> None:
     (tmp_path / "x.seg").write_text("text")
     with pytest.raises(NotHdf5Error):
