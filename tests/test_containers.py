@@ -16,6 +16,7 @@ from typing import Any
 
 import jsonschema  # type: ignore[import-untyped]
 import pytest
+import yaml
 from compose_file import COMPOSE, OPTIONAL, REQUIRED, filled_in, given, read_compose
 
 from backend.settings import read_settings
@@ -24,6 +25,7 @@ from converters.screen import EDITOR_KEYMAP
 ROOT = Path(__file__).parents[1]
 DOCKERFILE = ROOT / "Dockerfile"
 ENV_EXAMPLE = ROOT / ".env.example"
+GPU_COMPOSE = ROOT / "deploy" / "compose.gpu.yml"
 SCHEMA = ROOT / "tests" / "compose_spec" / "compose-spec.json"
 
 
@@ -52,12 +54,23 @@ def example_variables() -> dict[str, str]:
     return {name: value for name, _, value in pairs}
 
 
-def test_compose_file_follows_the_specification(compose: dict[str, Any]) -> None:
+def test_compose_files_follow_the_specification(compose: dict[str, Any]) -> None:
     schema = json.loads(SCHEMA.read_text())
     validator = jsonschema.Draft202012Validator(schema)
-    assert [error.message for error in validator.iter_errors(compose)] == []
+    for content in (compose, yaml.safe_load(GPU_COMPOSE.read_text())):
+        assert [error.message for error in validator.iter_errors(content)] == []
     wrong = compose | {"services": {"backend": {"image": "x", "prots": ["1:1"]}}}
     assert [error.validator for error in validator.iter_errors(wrong)] == ["unevaluatedProperties"]
+
+
+def test_file_for_a_gpu_changes_the_backend_alone(
+    services: dict[str, Any], instructions: list[tuple[str, str]]
+) -> None:
+    changed = yaml.safe_load(GPU_COMPOSE.read_text())["services"]
+    assert changed.keys() == {"backend"} <= services.keys()
+    assert changed["backend"]["image"] == f"{services['backend']['image']}-gpu"
+    arguments = {rest.partition("=")[0] for name, rest in instructions if name == "ARG"}
+    assert changed["backend"]["build"]["args"].keys() <= arguments
 
 
 def test_no_secret_stands_in_a_file(services: dict[str, Any]) -> None:
