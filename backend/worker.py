@@ -18,6 +18,7 @@ import threading
 import time
 from types import FrameType
 
+import torch
 from filelock import FileLock, Timeout
 
 from backend.card_refresh import CardRefresh
@@ -39,6 +40,10 @@ POLL_SECONDS = 0.2
 # Old predictions are deleted only when nobody has labelled for so long: each deletion
 # occupies SQLite for about 0.1 s.
 SWEEP_AFTER_QUIET_SECONDS = 60.0
+GPU_FAILED = (
+    "The GPU failed; the job runner starts again and tries again. If this comes back, look at the"
+    " machine's kernel log."
+)
 
 _log = logging.getLogger(__name__)
 
@@ -151,8 +156,12 @@ class Worker:
         except CellAIError as error:
             _log.warning("project %d: %s", project.id, error)
             self._store.fail(job_id, project, error=str(error))
-        except Exception as error:  # noqa: BLE001  # the edge: one project's failure must not stop the others
+        except Exception as error:  # the edge: one project's failure must not stop the others
             self._store.fail(job_id, project, error=self._told(project, error))
+            if isinstance(error, torch.AcceleratorError):
+                # CUDA refuses everything more in a process that has seen one (CUDA C++ Programming
+                # Guide, "Error Checking"); the next job runner begins anew.
+                raise SystemExit(GPU_FAILED) from error
         else:
             self._store.finish(job_id, project, changed=served is not None)
             if served is not None:
@@ -170,6 +179,8 @@ class Worker:
         elif isinstance(error, OSError | sqlite3.Error):
             self._working.discard(project.id)
             told = self._unusable(error)
+        elif isinstance(error, torch.AcceleratorError):
+            told = GPU_FAILED
         else:
             _log.error("project %d: the job failed", project.id, exc_info=error)
             return "Internal error; see the log."

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import torch
 from pydantic import SecretStr
 
 from backend.jobs import JobStore
@@ -55,6 +56,34 @@ def test_job_runner_whose_web_process_died_while_it_started_ends(
     assert answer.returncode == 1
 
 
+def worker_of_two_projects(data_dir: Path) -> tuple[Worker, JobStore]:
+    """In this process; both projects, 1 and 2, are served."""
+    store = JobStore(data_dir / "jobs.sqlite")
+    for project_id in (1, 2):
+        store.set_up(project_id, extra_params="")
+        store.serve(project_id, SERVING)
+    settings = Settings(
+        label_studio_api_key=SecretStr("token"), data_dir=data_dir, files_dir=data_dir
+    )
+    no_trunk = SimpleNamespace(trunk=SimpleNamespace(key="none", name="none"))
+    return Worker(settings, cast("FeatureReader", no_trunk)), store
+
+
+def test_job_runner_ends_with_its_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA refuses all later work in the same process, so only another one can try again."""
+    worker, store = worker_of_two_projects(tmp_path)
+
+    def fail(*_: object, **__: object) -> None:
+        raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+
+    monkeypatch.setattr(worker._retraining, "run", fail)
+    with pytest.raises(SystemExit, match="The GPU failed"):
+        worker._try_job(store.projects()[0])
+    (job,) = store.jobs(1)
+    assert job.state == "failed"
+    assert "The GPU failed" in str(job.error)
+
+
 def test_sweep_of_a_project_goes_on_when_another_gets_a_version(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,15 +93,7 @@ def test_sweep_of_a_project_goes_on_when_another_gets_a_version(
     label_studio = FakeLabelStudio(rows)
     monkeypatch.setattr("backend.worker.LabelStudioClient", lambda *_: label_studio)
     monkeypatch.setattr("backend.worker.SWEEP_AFTER_QUIET_SECONDS", 0)
-    settings = Settings(
-        label_studio_api_key=SecretStr("token"), data_dir=tmp_path, files_dir=tmp_path
-    )
-    store = JobStore(tmp_path / "jobs.sqlite")
-    for project_id in (1, 2):
-        store.set_up(project_id, extra_params="")
-        store.serve(project_id, SERVING)
-    no_trunk = SimpleNamespace(trunk=SimpleNamespace(key="none", name="none"))
-    worker = Worker(settings, cast("FeatureReader", no_trunk))
+    worker, store = worker_of_two_projects(tmp_path)
     served = (SimpleNamespace(), SimpleNamespace())
     monkeypatch.setattr(worker._retraining, "run", lambda *_, **__: served)
     monkeypatch.setattr(worker._cards, "show", lambda *_: None)
