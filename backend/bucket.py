@@ -88,7 +88,8 @@ class BucketReader:
                     if len(content) > MAX_BYTES:
                         raise PredictionError(
                             f"{uri[:200]!r} has more than {MAX_BYTES} bytes.",
-                            hint="It is no picture of a cell; import its source again.",
+                            hint="It is no picture of a cell: delete the task and import its source"
+                            " again with --project.",
                         )
         except httpx.HTTPError as error:
             raise PredictionError(

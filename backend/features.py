@@ -24,7 +24,7 @@ HalfArray = NDArray[np.float16]
 UInt8Array = NDArray[np.uint8]
 
 BATCH = 32
-# A GPU is always given so many crops, black ones among them if need be: its libraries choose their
+# A GPU is always given so many crops, empty ones among them if need be: its libraries choose their
 # ways by the shape, and crops would have other features beside more or fewer others.
 GPU_BATCH = 64
 # A crop's cell is in its middle: maps are pooled with a Gaussian weight there, and in colour
@@ -138,11 +138,12 @@ class Trunk:
 
     def _pooled(self, pixels: UInt8Array, mode: str) -> tuple[Tensor, Tensor]:
         """Taps of one batch of crops, as `pool_maps` gives them."""
-        n_crops = len(pixels)
+        maps = self._prepare(pixels, mode)
         if self.device.type != "cpu":
-            pixels = np.pad(pixels, ((0, self._batch - n_crops), (0, 0), (0, 0), (0, 0)))
-        pooled, deepest = self.pool_maps(self._prepare(pixels, mode))
-        return pooled[:n_crops], deepest[:n_crops]
+            maps = functional.pad(maps, (0, 0, 0, 0, 0, 0, 0, self._batch - len(maps)))
+            maps = maps.contiguous(memory_format=torch.channels_last)
+        pooled, deepest = self.pool_maps(maps)
+        return pooled[: len(pixels)], deepest[: len(pixels)]
 
     def _prepare(self, pixels: UInt8Array, mode: str) -> Tensor:
         """Trunk input (n, 3, INPUT_PX, INPUT_PX), normalised as for ImageNet."""

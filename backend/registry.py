@@ -168,7 +168,7 @@ class Registry:
         except FileNotFoundError as error:
             raise ModelNotFoundError(
                 f"Project {project_id} has no model version {version!r}.",
-                hint="`cellai status` lists the versions.",
+                hint="`cellai models list` shows the versions.",
             ) from error
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ModelCorruptError(

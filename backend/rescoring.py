@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from backend.acquisition import cold_start_priorities, queue_priorities
@@ -21,7 +22,7 @@ from backend.prediction import Predicted, predict, prediction
 from backend.registry import Version
 from backend.second_look import label_confidence
 from backend.settings import ProjectParameters
-from backend.training import TrainingSettings
+from backend.training import CPU, TrainingSettings
 from backend.training_set import Snapshot
 from backend.uncertainty import score_from_priority
 
@@ -59,6 +60,7 @@ def rescore(
     *,
     parameters: ProjectParameters,
     seed: int,
+    device: torch.device = CPU,
 ) -> Rescored:
     """Score every task: queue order for those without a label, belief for the others.
 
@@ -72,6 +74,7 @@ def rescore(
         head: None orders the queue by typicality and diversity alone.
         parameters: of the project.
         seed: of dropout masks and of the order.
+        device: where to train the heads of the second look.
     """
     is_labelled = np.array([task.id in snapshot.labels for task in pool.tasks], np.bool_)
     is_open = ~is_labelled & pool.is_readable
@@ -92,6 +95,7 @@ def rescore(
             n_classes=len(snapshot.label_config.classes),
             temperature=float(head.temperature),
             settings=TrainingSettings.of(parameters, seed=seed),
+            device=device,
         )
     if is_open.any():
         priorities = queue_priorities(

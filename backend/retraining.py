@@ -111,6 +111,7 @@ class Retraining:
             self.head(served),
             parameters=parameters,
             seed=self._settings.seed,
+            device=self._features.trunk.device,
         )
         self._history.write(project.id, summarise(snapshot, pool, rescored))
         publish(self._client, snapshot, pool, rescored, on_stage=on_stage)

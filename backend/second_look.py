@@ -8,10 +8,11 @@ each fold is judged by a head that learned from the others.
 from dataclasses import replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from backend.head import mc_probabilities
-from backend.training import TrainingSettings, feature_scaling, stratified_folds, train_head
+from backend.training import CPU, TrainingSettings, feature_scaling, stratified_folds, train_head
 
 FloatArray = NDArray[np.float32]
 Float64Array = NDArray[np.float64]
@@ -35,6 +36,7 @@ def label_confidence(
     n_classes: int,
     temperature: float,
     settings: TrainingSettings,
+    device: torch.device = CPU,
 ) -> Float64Array:
     """The probability of each label under a head that was trained without it.
 
@@ -44,6 +46,7 @@ def label_confidence(
         n_classes: K.
         temperature: of the version in service.
         settings: how its head was trained.
+        device: where to train.
 
     Returns:
         (N,) in [0, 1], low where the label is contradicted; 1 where too few labels tell.
@@ -66,7 +69,12 @@ def label_confidence(
         if not judged.any():
             continue
         head = train_head(
-            [features[learned]], labels[learned], scaling, n_classes=n_classes, settings=short
+            [features[learned]],
+            labels[learned],
+            scaling,
+            n_classes=n_classes,
+            settings=short,
+            device=device,
         )
         drawn = mc_probabilities(
             head.with_temperature(temperature),

@@ -41,8 +41,8 @@ POLL_SECONDS = 0.2
 # occupies SQLite for about 0.1 s.
 SWEEP_AFTER_QUIET_SECONDS = 60.0
 GPU_FAILED = (
-    "The GPU failed; the job runner starts again and tries again. If this comes back, look at the"
-    " machine's kernel log."
+    "The GPU failed; the job runner starts again and tries again. If this comes back, the log says"
+    " why; CUDA_VISIBLE_DEVICES= in the backend's environment does without the GPU."
 )
 
 _log = logging.getLogger(__name__)
@@ -100,10 +100,12 @@ class Worker:
                 time.sleep(RETRY_SECONDS)
 
     def _reconnect(self) -> None:
-        """Fill a job store that was lost from the stored versions; projects that are gone leave."""
-        if self._store.projects():
-            return
-        for project_id in self._registry.project_ids():
+        """Fill a job store that was lost from the stored versions; projects that are gone leave.
+
+        Some projects may be in a new store already: Label Studio has asked for them meanwhile.
+        """
+        known = {project.id for project in self._store.projects()}
+        for project_id in set(self._registry.project_ids()) - known:
             versions = self._registry.versions(project_id)
             parameters = versions[-1].parameters if versions else {}
             chosen = {name: value for name, value in parameters.items() if value is not None}
@@ -161,7 +163,7 @@ class Worker:
             if isinstance(error, torch.AcceleratorError):
                 # CUDA refuses everything more in a process that has seen one (CUDA C++ Programming
                 # Guide, "Error Checking"); the next job runner begins anew.
-                raise SystemExit(GPU_FAILED) from error
+                raise
         else:
             self._store.finish(job_id, project, changed=served is not None)
             if served is not None:
@@ -180,7 +182,7 @@ class Worker:
             self._working.discard(project.id)
             told = self._unusable(error)
         elif isinstance(error, torch.AcceleratorError):
-            told = GPU_FAILED
+            return GPU_FAILED  # logged where the process ends
         else:
             _log.error("project %d: the job failed", project.id, exc_info=error)
             return "Internal error; see the log."
@@ -295,6 +297,9 @@ def main() -> None:
         _log.info("another job runner holds %s", settings.data_dir)
     except CellAIError as error:
         sys.exit(_print(error))
+    except torch.AcceleratorError as error:
+        _log.error("the GPU failed", exc_info=error)
+        sys.exit(GPU_FAILED)
     except (OSError, MemoryError, RuntimeError) as error:  # a full disk, too little memory
         if not (isinstance(error, OSError) or is_out_of_memory(error)):
             raise
@@ -321,6 +326,8 @@ def _work(settings: Settings) -> None:
     except (OSError, MemoryError, RuntimeError) as error:
         if is_out_of_memory(error):
             write_trouble(settings.data_dir, OUT_OF_MEMORY)
+        elif isinstance(error, torch.AcceleratorError):
+            write_state(settings.data_dir, GPU_FAILED)
         raise
     describe_runner(features.trunk.trunk_id).write(settings.data_dir)
     write_state(settings.data_dir, READY)

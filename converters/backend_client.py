@@ -24,7 +24,8 @@ class QueueState:
     """How far a project's queue is.
 
     Attributes:
-        is_sorted: a version orders the whole queue and nothing is under way.
+        is_idle: nothing is under way or waits.
+        is_sorted: idle, and a version orders the whole queue.
         model_version: the version in service; None before the first.
         n_labels: labels it has learned from.
         stage: what the running job does, '' without one.
@@ -33,6 +34,7 @@ class QueueState:
         error: of the last failed job.
     """
 
+    is_idle: bool
     is_sorted: bool
     model_version: str | None
     n_labels: int
@@ -159,6 +161,7 @@ class BackendClient:
         project = next((p for p in self.status() if p["project_id"] == project_id), None)
         if project is None:
             return QueueState(
+                is_idle=False,
                 is_sorted=False,
                 model_version=None,
                 n_labels=0,
@@ -174,8 +177,10 @@ class BackendClient:
         version = project["model_version"]
         n_labels = next((v["n_labels"] for v in project["versions"] if v["version"] == version), 0)
         running = bool(jobs) and jobs[0]["state"] == "running"
+        is_idle = not project["waiting"] and not running
         return QueueState(
-            is_sorted=version is not None and not project["waiting"] and not running,
+            is_idle=is_idle,
+            is_sorted=version is not None and is_idle,
             model_version=version,
             n_labels=n_labels,
             stage=jobs[0]["stage"] if running else "",

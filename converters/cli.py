@@ -344,6 +344,8 @@ def _import(plan: CropPlan, run: Any) -> None:
         f"{report.imported} cells imported, {report.labelled} of them labelled;"
         f" {report.already_there} were there already."
     )
+    if report.rewritten:
+        console.print(f"{report.rewritten} of these lacked files, which are written again.")
     for label, count in report.skipped_labels.items():
         console.print(plain(f"  label {label!r} is no class: {count} cells imported unlabelled"))
     if len(report.problems):

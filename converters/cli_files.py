@@ -157,12 +157,12 @@ def sample(
         raise ConfigurationError(
             f"{path} is neither .seg nor .pre.", hint="Name the file sample.seg or sample.pre."
         )
-    if path.exists():
-        raise ConfigurationError(
-            f"{path} exists already, and nothing is overwritten.",
-            hint="Choose another name, or delete it.",
-        )
     try:
+        if path.exists():
+            raise ConfigurationError(
+                f"{path} exists already, and nothing is overwritten.",
+                hint="Choose another name, or delete it.",
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".seg":
             write_sample_crops(path, n_cells=cells, seed=seed, labelled_share=labelled)

@@ -52,7 +52,7 @@ def status(
     backend_password: BackendPassword = "",
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
-    """Versions with metrics, labels, jobs and open tasks of every project."""
+    """Version in service, labels, newest job and open tasks of every project."""
     stored = stored_connection(data_dir, url)
     backend = needed_backend(stored, backend_url, backend_user, backend_password)
     connection = connect(stored, url, api_key)

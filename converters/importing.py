@@ -65,6 +65,7 @@ class ImportReport:
     imported: int = 0
     labelled: int = 0
     already_there: int = 0
+    rewritten: int = 0  # of those, the ones whose pictures or card were gone
     skipped_labels: dict[str, int] = field(default_factory=dict)
     problems: Problems = field(default_factory=Problems)
 
@@ -131,7 +132,9 @@ def import_sources(
     on_progress: Callable[[int], None],
     store: PictureStore | None = None,
 ) -> ImportReport:
-    """Import every cell that the project does not have yet.
+    """Import every cell that the project does not have yet; write pictures that are gone again.
+
+    In a bucket nothing is looked for.
 
     Args:
         connection: to Label Studio.
@@ -153,10 +156,11 @@ def import_sources(
     label_config = project_label_config(connection, project_id)
     report = ImportReport(skipped_labels=check_labels(sources, label_config, options))
     paths = TaskPaths(project_id)
-    store = store or PictureFolder(files_dir)
+    local = PictureFolder(files_dir)
+    store = store or local
     _make_storage(connection, paths, files_dir)
     store.attach(connection, project_id)
-    present = _cells(connection, project_id)
+    present, lost = _cells(connection, paths, files_dir)
     named = remember_sources(
         sources, options.read, files_dir=files_dir, project_id=project_id, cells=present
     )
@@ -166,15 +170,14 @@ def import_sources(
         while read := list(islice(crops, BATCH)):
             batch = list(_without_doubles(read, done, report.problems))
             fresh = [crop for crop in batch if crop.crop_id not in present]
-            write = partial(
-                _task,
-                paths=paths,
-                files_dir=files_dir,
-                store=store,
-                config=label_config,
-                options=options,
-            )
-            tasks = list(writers.map(write, fresh))
+            again = [crop for crop in batch if crop.crop_id in lost]
+            write = partial(_write_files, paths=paths, files_dir=files_dir)
+            kinds = writers.map(partial(write, store=store), fresh)
+            tasks = [
+                _task(crop, of_crop, paths=paths, store=store, config=label_config, options=options)
+                for crop, of_crop in zip(fresh, kinds, strict=True)
+            ]
+            report.rewritten += len(list(writers.map(partial(write, store=local), again)))
             _import_tasks(connection, project_id, tasks)
             report.imported += len(tasks)
             report.labelled += sum("annotations" in task for task in tasks)
@@ -221,14 +224,20 @@ def _make_storage(connection: Connection, paths: TaskPaths, files_dir: Path) -> 
         ) from error
 
 
-def _cells(connection: Connection, project_id: int) -> dict[str, str]:
-    """Cells that the project has, by crop id; the name of the HDF5 file, '' for pictures."""
+def _cells(
+    connection: Connection, paths: TaskPaths, files_dir: Path
+) -> tuple[dict[str, str], set[str]]:
+    """Cells that the project has, and those of them that lack a file below `files_dir`.
+
+    The cells are by crop id; each has the name of the HDF5 file, '' for pictures.
+    """
     cells: dict[str, str] = {}
+    lost: set[str] = set()
     page, n_read = 1, 0
     while True:
         answer = connection.get(
             "api/tasks/",
-            project=project_id,
+            project=paths.project_id,
             page=page,
             page_size=PAGE,
             fields="task_only",
@@ -238,11 +247,14 @@ def _cells(connection: Connection, project_id: int) -> dict[str, str]:
         for row in answer["tasks"]:
             data = row["data"]
             file = data.get("source", "") if data.get("dataset") else ""
-            cells[str(data.get("crop_id", ""))] = str(file)
+            crop_id = str(data.get("crop_id", ""))
+            cells[crop_id] = str(file)
+            if not all((files_dir / path).is_file() for path in paths.local_files(crop_id, data)):
+                lost.add(crop_id)
         # Not by the size that was asked for: TASK_API_PAGE_SIZE_MAX may cut it.
         n_read += len(answer["tasks"])
         if not answer["tasks"] or n_read >= answer["total"]:
-            return cells
+            return cells, lost
         page += 1
 
 
@@ -256,30 +268,36 @@ def _without_doubles(crops: Iterable[Crop], done: set[str], problems: Problems) 
             yield crop
 
 
-def _task(
-    crop: Crop,
-    *,
-    paths: TaskPaths,
-    files_dir: Path,
-    store: PictureStore,
-    config: LabelConfig,
-    options: ImportOptions,
-) -> dict[str, Any]:
-    """Write the crop's pictures and its first card; returns the task."""
+def _write_files(crop: Crop, *, paths: TaskPaths, files_dir: Path, store: PictureStore) -> set[str]:
+    """Write the crop's pictures, and its first card if it has none; returns the pictures' keys."""
     kinds: set[str] = set()
     try:
         for kind, pixels in pictures(crop):
             store.write(paths.picture(crop.crop_id, kind), encode_png(pixels))
             kinds.add(kind)
         card = files_dir / paths.card(crop.crop_id)
-        card.parent.mkdir(parents=True, exist_ok=True)
-        write_card(card, render_placeholder("The model has not seen this cell yet."))
+        if not card.exists():
+            card.parent.mkdir(parents=True, exist_ok=True)
+            write_card(card, render_placeholder("The model has not seen this cell yet."))
     except OSError as error:
         raise OutputError(
             f"The pictures cannot be written to {files_dir / paths.folder} ({error.strerror}).",
             hint="Make room or choose another folder, then run the same command again (an import"
             " with the --project that it printed): it goes on where it stopped.",
         ) from error
+    return kinds
+
+
+def _task(
+    crop: Crop,
+    kinds: set[str],
+    *,
+    paths: TaskPaths,
+    store: PictureStore,
+    config: LabelConfig,
+    options: ImportOptions,
+) -> dict[str, Any]:
+    """The task of a crop whose pictures are written."""
     task: dict[str, Any] = {"data": task_data(crop, paths, kinds, picture_url=store.url)}
     if options.use_labels and crop.label in config.classes:
         task["annotations"] = [annotation(crop.label, config)]

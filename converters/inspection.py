@@ -141,7 +141,8 @@ def _inspect_pictures(source: NamedSource, options: ReadOptions, problems: Probl
     with open_stacks(source, options=options, problems=problems) as stacks:
         for stack in stacks:
             for image in stack.read(range(stack.count)):
-                pixels.add(image.phase if image.image is None else image.image)
+                channels = (image.image, image.phase, image.amplitude)
+                pixels.add(next((plane for plane in channels if plane is not None), None))
     return _importable(
         source, options, "pictures", (), ranges=(pixels.summary(),), problems=problems
     )

@@ -17,7 +17,12 @@ from converters.connection_file import (
     fresh_connection,
     read_connection,
 )
-from converters.errors import AlreadyRunningError, CellAIError, OutputError
+from converters.errors import (
+    AlreadyRunningError,
+    CellAIError,
+    ConfigurationError,
+    OutputError,
+)
 from converters.importing import ImportOptions, ImportReport, check_labels, import_sources
 from converters.label_config import read_label_config
 from converters.label_studio import Connection
@@ -98,7 +103,13 @@ class Launcher:
             OutputError: the data directory cannot be written.
             AlreadyRunningError: another `cellai up` holds it.
             PortInUseError: a port is taken.
+            ConfigurationError: Label Studio is not installed.
         """
+        if not Path(label_studio_command(self._options.port)[0]).is_file():
+            raise ConfigurationError(
+                "Label Studio is not installed beside CellAI.",
+                hint="`make setup` installs it; `cellai import` does with one that runs elsewhere.",
+            )
         try:
             self._files_dir.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(self._data_dir / "launcher.lock", timeout=0)
@@ -194,8 +205,9 @@ class Launcher:
     def wait_until_sorted(self, *, on_state: Callable[[QueueState], None]) -> QueueState:
         """Wait until every task has a score and Label Studio sorts by it.
 
-        Says so and returns if the backend's job fails again and again: what is wrong may be the
-        project's settings, and Label Studio must run for somebody to correct them.
+        Says so and returns if there is no task, or if the backend's job fails again and again: what
+        is wrong may be the project's settings, and Label Studio must run for somebody to correct
+        them.
 
         Raises:
             CellAIError: a service keeps ending.
@@ -205,6 +217,9 @@ class Launcher:
             self._children.check()
             state = self._backend.queue_state(self._project_id())
             if state.is_sorted:
+                return state
+            if state.is_idle:
+                self._say("The project has no cells yet; `cellai import` brings some.")
                 return state
             # Failures of earlier runs count too, but their cause may be gone.
             if state.failures >= MAX_FAILED_JOBS and state.last_job > before:

@@ -1,6 +1,6 @@
 """A crop to a Label Studio task: its data, the pictures it names, and its annotation."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -12,6 +12,7 @@ from converters.label_config import LabelConfig
 from converters.rendering import RENDERING, model_input, render_amplitude, render_phase
 
 LOCAL_FILES_URL = "/data/local-files/?d="
+PICTURE_KINDS = ("phase", "amplitude", "image", "model_input")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,12 @@ class TaskPaths:
     def card(self, crop_id: str) -> PurePosixPath:
         """The card, rewritten in place by the backend."""
         return self.folder / "cards" / crop_id[:2] / f"{crop_id}.html"
+
+    def local_files(self, crop_id: str, task_data: Mapping[str, Any]) -> list[PurePosixPath]:
+        """Those of the crop's files that its task names and Label Studio serves from a folder."""
+        files = {kind: self.picture(crop_id, kind) for kind in PICTURE_KINDS}
+        files["card"] = self.card(crop_id)
+        return [path for key, path in files.items() if task_data.get(key) == local_files_url(path)]
 
 
 def local_files_url(path: PurePosixPath) -> str:
@@ -72,7 +79,7 @@ def task_data(
     """
     addresses = {
         kind: picture_url(paths.picture(crop.crop_id, kind)) if kind in kinds else ""
-        for kind in ("phase", "amplitude", "image", "model_input")
+        for kind in PICTURE_KINDS
     }
     return {
         **addresses,

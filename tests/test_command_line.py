@@ -209,6 +209,21 @@ def test_inspection_of_an_unreadable_picture(tmp_path: Path) -> None:
     assert "cannot be imported: No cell was found" in result.output
 
 
+def test_sample_at_a_path_that_cannot_be(tmp_path: Path) -> None:
+    error = refusal(cellai("sample", tmp_path / f"{'long' * 80}.seg", "--cells", 5))
+    assert "cannot be written" in error.message
+
+
+def test_up_without_label_studio(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    absent = [str(tmp_path / "label-studio")]
+    monkeypatch.setattr("converters.launcher.label_studio_command", lambda _: absent)
+    error = refusal(cellai("up", source, "--no-labels", "--data-dir", tmp_path / "new"))
+    assert error.message == "Label Studio is not installed beside CellAI."
+    assert not (tmp_path / "new").exists()
+
+
 def test_title_of_the_folder_one_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert default_title(Path()) == f"CellAI: {tmp_path.name}"[:50]

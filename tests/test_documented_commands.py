@@ -17,7 +17,7 @@ from installation import CELLAI, ROOT, Installation
 pytestmark = pytest.mark.label_studio
 
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
-PROGRAMS = ("make", "cellai", "curl", "docker", "tar", "cp", "aws", "mount")
+PROGRAMS = ("make", "cellai", "gunicorn", "curl", "docker", "tar", "cp", "aws", "mount")
 BLOCK = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
 
 # Beginnings of commands that are not run here, and why.
@@ -31,6 +31,7 @@ NOT_RUN_HERE = {
     "make lint": "comes before this run",
     "make format": "would change the checkout",
     "make reference": "would change the checkout; tests compare what it writes",
+    "gunicorn": "is how `cellai up` starts the backend",
     "cellai up": "is how the test's installation was started",
     "docker": "needs a container engine; test_containers checks the files",
     "tar": "tests/faults/test_backup.py runs them",

@@ -65,6 +65,28 @@ def test_killed_import_goes_on_without_loss_or_doubles(
     assert _project(demo, project_id)["task_number"] == N_CELLS
 
 
+def test_import_writes_lost_files_again(demo: Installation, sample_file: Path) -> None:
+    project_id = create_project(
+        demo.label_studio, title="lost files", label_config=TEMPLATE_PATH.read_text()
+    )
+    arguments = (*_arguments(demo, sample_file, project_id), "--limit", 4)
+    assert run_cellai(*arguments).returncode == 0
+    folder = demo.data_dir / "files" / f"project-{project_id}"
+    written = {path: path.read_bytes() for path in folder.rglob("*.png")}
+    picture, card = next(iter(written)), next(folder.rglob("*.html"))
+    picture.unlink()
+    card.unlink()
+
+    again = run_cellai(*arguments)
+    assert again.returncode == 0, again.stderr
+    n_cells = len({picture.name.partition("-")[0], card.stem})
+    assert f"{n_cells} of these lacked files, which are written again." in again.stderr
+    assert {path: path.read_bytes() for path in folder.rglob("*.png")} == written
+    assert card.exists()
+    assert _project(demo, project_id)["task_number"] == 4
+    assert "lacked" not in run_cellai(*arguments).stderr
+
+
 def test_file_with_a_long_name_gives_a_project_of_a_short_one(
     demo: Installation, sample_file: Path, tmp_path: Path
 ) -> None:

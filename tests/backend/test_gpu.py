@@ -41,6 +41,16 @@ def test_features_depend_neither_on_other_crops_nor_on_the_place_among_them(
         np.testing.assert_array_equal(some.activations, together.activations[rows])
 
 
+def test_a_large_picture_takes_the_memory_of_one() -> None:
+    """The batch is filled up once its pictures are small."""
+    trunk = seeded_trunk(device="cuda", precision=torch.bfloat16)
+    picture = np.zeros((1, 2048, 2048, 3), np.uint8)
+    trunk.extract(picture, mode="rgb")
+    torch.cuda.reset_peak_memory_stats()
+    trunk.extract(picture, mode="rgb")
+    assert torch.cuda.max_memory_allocated() < 20 * picture.nbytes + 5e8
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_features_are_those_of_the_processor(name: str, pixels: NDArray[Any]) -> None:
     exact = seeded_trunk(name).extract(pixels[:8], mode="rgb").features

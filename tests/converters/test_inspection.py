@@ -100,6 +100,12 @@ def test_folder_of_pictures(tmp_path: Path) -> None:
     assert [problem.count for problem in found.problems] == [1]
 
 
+def test_file_of_amplitudes_in_a_folder(write_hdf5: WriteHdf5, tmp_path: Path) -> None:
+    """They can be imported, though they are neither phase nor picture."""
+    write_hdf5("x.h5", {"amp": np.random.default_rng(0).random((3, 40, 40), np.float32)})
+    assert not inspect(tmp_path).error
+
+
 def test_folder_of_which_no_picture_can_be_read(tmp_path: Path) -> None:
     for number in range(5):  # more than the plan looks at
         (tmp_path / f"{number}.png").write_bytes(b"Bud1")
