@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -172,12 +172,13 @@ def import_sources(
             fresh = [crop for crop in batch if crop.crop_id not in present]
             again = [crop for crop in batch if crop.crop_id in lost]
             write = partial(_write_files, paths=paths, files_dir=files_dir)
-            kinds = writers.map(partial(write, store=store), fresh)
+            stores = [local if lost[crop.crop_id] else None for crop in again]
+            report.rewritten += len(list(writers.map(write, again, stores)))
+            kinds = writers.map(write, fresh, repeat(store))
             tasks = [
                 _task(crop, of_crop, paths=paths, store=store, config=label_config, options=options)
                 for crop, of_crop in zip(fresh, kinds, strict=True)
             ]
-            report.rewritten += len(list(writers.map(partial(write, store=local), again)))
             _import_tasks(connection, project_id, tasks)
             report.imported += len(tasks)
             report.labelled += sum("annotations" in task for task in tasks)
@@ -226,13 +227,14 @@ def _make_storage(connection: Connection, paths: TaskPaths, files_dir: Path) -> 
 
 def _cells(
     connection: Connection, paths: TaskPaths, files_dir: Path
-) -> tuple[dict[str, str], set[str]]:
+) -> tuple[dict[str, str], dict[str, bool]]:
     """Cells that the project has, and those of them that lack a file below `files_dir`.
 
-    The cells are by crop id; each has the name of the HDF5 file, '' for pictures.
+    Both are by crop id. A cell has the name of the HDF5 file, '' for pictures; of one that lacks a
+    file it is said whether its pictures belong there, as its card does.
     """
     cells: dict[str, str] = {}
-    lost: set[str] = set()
+    lost: dict[str, bool] = {}
     page, n_read = 1, 0
     while True:
         answer = connection.get(
@@ -249,8 +251,9 @@ def _cells(
             file = data.get("source", "") if data.get("dataset") else ""
             crop_id = str(data.get("crop_id", ""))
             cells[crop_id] = str(file)
-            if not all((files_dir / path).is_file() for path in paths.local_files(crop_id, data)):
-                lost.add(crop_id)
+            local = paths.local_files(crop_id, data)
+            if not all((files_dir / path).is_file() for path in local):
+                lost[crop_id] = local != [paths.card(crop_id)]
         # Not by the size that was asked for: TASK_API_PAGE_SIZE_MAX may cut it.
         n_read += len(answer["tasks"])
         if not answer["tasks"] or n_read >= answer["total"]:
@@ -268,13 +271,19 @@ def _without_doubles(crops: Iterable[Crop], done: set[str], problems: Problems) 
             yield crop
 
 
-def _write_files(crop: Crop, *, paths: TaskPaths, files_dir: Path, store: PictureStore) -> set[str]:
-    """Write the crop's pictures, and its first card if it has none; returns the pictures' keys."""
+def _write_files(
+    crop: Crop, store: PictureStore | None, *, paths: TaskPaths, files_dir: Path
+) -> set[str]:
+    """Write the crop's pictures, and its first card if it has none; returns the pictures' keys.
+
+    Without a store the card alone is written.
+    """
     kinds: set[str] = set()
     try:
-        for kind, pixels in pictures(crop):
-            store.write(paths.picture(crop.crop_id, kind), encode_png(pixels))
-            kinds.add(kind)
+        if store is not None:
+            for kind, pixels in pictures(crop):
+                store.write(paths.picture(crop.crop_id, kind), encode_png(pixels))
+                kinds.add(kind)
         card = files_dir / paths.card(crop.crop_id)
         if not card.exists():
             card.parent.mkdir(parents=True, exist_ok=True)
