@@ -156,7 +156,7 @@ def test_torn_record_of_child_processes_counts_as_none(
     record.write_text(json.dumps([{"pid": 2**30, "created": 1.5}]))
     tear(record)
     children = Children(tmp_path)
-    children.start("service", [sys.executable, "-c", "input()"], {})
+    children.start("service", [sys.executable, "-c", "import time; time.sleep(100)"], {})
     (noted,) = json.loads(record.read_text())
     assert noted["pid"] != 2**30
     children.stop()
