@@ -1,6 +1,6 @@
 """How near the trunk and the passes are to what the machine can do, each against a baseline.
 
-Medians of warm repetitions; ratios are of times measured in the same process.
+Medians of warm repetitions; what a ratio compares takes turns in the same process.
 """
 
 import io
@@ -26,7 +26,7 @@ from backend.gradcam import gradcam
 from backend.head import DROPOUT, Head, MaskedHead, draw_masks, fresh_head
 from backend.networks import DEFAULT_NETWORK, INPUT_PX, build_network
 from backend.prediction import predict
-from benchmarks.timing import seconds
+from benchmarks.timing import seconds_in_turn
 
 FloatArray = NDArray[np.float32]
 UInt8Array = NDArray[np.uint8]
@@ -55,34 +55,34 @@ class Workload:
 
 def measure_compute(work: Workload) -> Iterator[tuple[str, float]]:
     """All numbers by name, one after the other as they are measured."""
-    peak = gemm_flops_per_s(work.trunk)
-    yield "gemm_peak_gflop_s", peak / 1e9
-    yield from trunk_numbers(work, peak)
+    yield from trunk_numbers(work)
     yield from prediction_numbers(work)
     yield from original_numbers(work)
     yield from shared_mask_numbers()
 
 
-def gemm_flops_per_s(trunk: Trunk) -> float:
-    """What the machine reaches on a large matrix product in the trunk's precision."""
-    matrix = torch.randn(GEMM_SIDE, GEMM_SIDE).to(trunk.device, trunk.precision)
+def trunk_numbers(work: Workload) -> Iterator[tuple[str, float]]:
+    """Time per crop at native size and at 224 px, and its share of a large matrix product's speed.
+
+    The product is of two 4096 x 4096 matrices in the trunk's precision.
+    """
+    matrix = torch.randn(GEMM_SIDE, GEMM_SIDE).to(work.trunk.device, work.trunk.precision)
+    pixels = np.concatenate([work.pixels, work.pixels])  # as many as the product reads at once
+    maps = _random_maps(work.trunk, BATCH // 2, 224)
 
     def product() -> None:
         _ = matrix @ matrix
-        _wait(trunk)
+        _wait(work.trunk)
 
-    return 2 * GEMM_SIDE**3 / seconds(product)
-
-
-def trunk_numbers(work: Workload, peak: float) -> Iterator[tuple[str, float]]:
-    """Time per crop and share of the peak, at native size and at 224 px."""
-    pixels = np.concatenate([work.pixels, work.pixels])  # as many as the product reads at once
-    native_s = seconds(lambda: work.trunk.extract(pixels, mode="rgb"))
+    product_s, native_s, large_s = seconds_in_turn(
+        product,
+        lambda: work.trunk.extract(pixels, mode="rgb"),
+        lambda: _run_layers(work.trunk, maps),
+    )
+    peak = 2 * GEMM_SIDE**3 / product_s
+    yield "gemm_peak_gflop_s", peak / 1e9
     yield "trunk_ms_96", 1e3 * native_s / len(pixels)
-    flops = len(pixels) * trunk_flops(INPUT_PX)
-    yield "trunk_fraction_of_peak_96", flops / native_s / peak
-    maps = _random_maps(work.trunk, BATCH // 2, 224)
-    large_s = seconds(lambda: _run_layers(work.trunk, maps))
+    yield "trunk_fraction_of_peak_96", len(pixels) * trunk_flops(INPUT_PX) / native_s / peak
     yield "trunk_ms_224", 1e3 * large_s / len(maps)
     yield "trunk_fraction_of_peak_224", len(maps) * trunk_flops(224) / large_s / peak
 
@@ -102,13 +102,18 @@ def prediction_numbers(work: Workload) -> Iterator[tuple[str, float]]:
     with tempfile.TemporaryDirectory() as folder:
         cache = FeatureCache(Path(folder), work.trunk, max_bytes=10**9)
         unseen = _unseen_pixels(work.pixels)
-        native_s = seconds(lambda: _predict_unseen(work.trunk, head, cache, next(unseen)))
-    forward_s = seconds(lambda: _plain_forward(work.trunk, maps))
+        native_s, forward_s = seconds_in_turn(
+            lambda: _predict_unseen(work.trunk, head, cache, next(unseen)),
+            lambda: _plain_forward(work.trunk, maps),
+        )
     yield "predict_ms_96", 1e3 * native_s / len(work.pixels)
     yield "predict_over_forward_96", native_s / forward_s
     maps = _random_maps(work.trunk, len(work.pixels), 224)
-    large_s = seconds(lambda: _predict_maps(work.trunk, head, maps), repetitions=3)
-    forward_s = seconds(lambda: _plain_forward(work.trunk, maps), repetitions=3)
+    large_s, forward_s = seconds_in_turn(
+        lambda: _predict_maps(work.trunk, head, maps),
+        lambda: _plain_forward(work.trunk, maps),
+        repetitions=3,
+    )
     yield "predict_over_forward_224", large_s / forward_s
 
 
@@ -117,14 +122,14 @@ def original_numbers(work: Workload) -> Iterator[tuple[str, float]]:
     network = vgg16(weights=None, num_classes=N_CLASSES, init_weights=False).eval()
     network = network.to(work.trunk.device)
     maps = _random_maps(work.trunk, 1, 224).float().contiguous()
-    original_s = seconds(lambda: _original_prediction(network, maps), repetitions=3)
     head = _random_head(work.trunk.feature_dim)
     with tempfile.TemporaryDirectory() as folder:
         cache = FeatureCache(Path(folder), work.trunk, max_bytes=10**9)
         unseen = _unseen_pixels(work.pixels)
         turns = range(REPETITIONS + 1)
         files = iter([_write_pngs(Path(folder), turn, next(unseen)) for turn in turns])
-        ours_s = seconds(
+        original_s, ours_s = seconds_in_turn(
+            lambda: _original_prediction(network, maps),
             lambda: _predict_unseen(work.trunk, head, cache, _read_pngs(next(files))),
             repetitions=REPETITIONS,
         )
@@ -230,8 +235,11 @@ def _shared_mask_speedup(n_inputs: int, n_hidden: int) -> float:
         temperature=torch.tensor(1.0),
     )
     inputs = torch.from_numpy(rng.standard_normal((MASK_CROPS, n_inputs), np.float32))
-    shared_s = seconds(lambda: _shared_passes(head, inputs), repetitions=3)
-    independent_s = seconds(lambda: _independent_passes(head, inputs), repetitions=3)
+    shared_s, independent_s = seconds_in_turn(
+        lambda: _shared_passes(head, inputs),
+        lambda: _independent_passes(head, inputs),
+        repetitions=3,
+    )
     return independent_s / shared_s
 
 

@@ -4,6 +4,7 @@ int8 is no path of the product; what it would bring is measured here, so that th
 """
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from backend.metrics import macro_f1
 from backend.networks import DEFAULT_NETWORK, build_network
 from backend.training import TrainingSettings, fit
 from backend.uncertainty import margin_uncertainty
-from benchmarks.timing import seconds
+from benchmarks.timing import seconds_in_turn
 from converters.crops import ReadOptions
 from converters.reading import iter_crops
 from converters.rendering import model_input
@@ -51,10 +52,11 @@ def measure_precision(weights: Path, source: Path) -> Iterator[tuple[str, float]
     pixels = np.stack([model_input(crops[row]) for row in chosen])
     _, labels = np.unique([str(crops[row].label) for row in chosen], return_inverse=True)
     reference: FloatArray | None = None
-    for name, trunk in _trunks(weights, pixels[:N_CALIBRATION]).items():
-        batch = pixels[:BATCH]
-        elapsed_s = seconds(lambda trunk=trunk, batch=batch: trunk.extract(batch, mode="rgb"))  # type: ignore[misc]
-        yield f"trunk_ms_{name}", 1e3 * elapsed_s / BATCH
+    trunks = _trunks(weights, pixels[:N_CALIBRATION])
+    readings = [partial(trunk.extract, pixels[:BATCH], mode="rgb") for trunk in trunks.values()]
+    elapsed_s = seconds_in_turn(*readings)
+    for (name, trunk), batch_s in zip(trunks.items(), elapsed_s, strict=True):
+        yield f"trunk_ms_{name}", 1e3 * batch_s / BATCH
         drawn = _head_says(trunk.extract(pixels, mode="rgb").features, labels.astype(np.int64))
         truth = labels[N_LABELS:]
         n_classes = drawn.shape[1]
