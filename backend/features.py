@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from backend import pooling
 from backend.networks import DEFAULT_NETWORK, INPUT_PX, Network, build_network
 from backend.precision import fastest_precision
 from backend.weights import WantedWeights, digest_of
@@ -27,9 +28,8 @@ BATCH = 32
 # A GPU is always given so many crops, empty ones among them if need be: its libraries choose their
 # ways by the shape, and crops would have other features beside more or fewer others.
 GPU_BATCH = 64
-# A crop's cell is in its middle: maps are pooled with a Gaussian weight there, and in colour
-# pictures, which have no mask, what lies around is faded to the background. Parts of INPUT_PX.
-POOLING_SIGMA = 0.20
+# A crop's cell is in its middle: in colour pictures, which have no mask, what lies around is faded
+# to the background with a Gaussian. As a part of INPUT_PX.
 FADING_SIGMA = 0.25
 AMPLITUDE_GAIN = 3.0
 TRANSFORM = "1"  # raise when the way from pixels to features changes
@@ -70,7 +70,11 @@ class Extracted:
 
 @dataclass(frozen=True, slots=True)
 class Readout:
-    """Where the mean of the deepest tap lies in the feature vector: all Grad-CAM needs."""
+    """Where the mean of the deepest tap lies in the feature vector: all Grad-CAM needs.
+
+    Source:
+        The first of the numbers that `pooling.pooled` gives.
+    """
 
     mean: slice
 
@@ -101,14 +105,14 @@ class Trunk:
         self._layers = _with_weights(network, tensors, device=device, precision=precision)
         self._mean = torch.tensor(_MEAN, device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(_STD, device=device).view(1, 3, 1, 1)
-        self._fading = centre_weights(INPUT_PX, FADING_SIGMA).to(device)
+        self._fading = pooling.centre_weights(INPUT_PX, FADING_SIGMA).to(device)
         self.activation_shape = network.map_shapes[-1]
         self.feature_dim = 2 * sum(channels for channels, _, _ in network.map_shapes)
         deepest = self.activation_shape[0]
         self.readout = Readout(slice(self.feature_dim - 2 * deepest, self.feature_dim - deepest))
         recipe = (
             f"{network.name} {digest_of(tensors)} taps {network.taps} input {INPUT_PX} "
-            f"pooling {POOLING_SIGMA} fading {FADING_SIGMA} gain {AMPLITUDE_GAIN} "
+            f"pooling {pooling.RECIPE} fading {FADING_SIGMA} gain {AMPLITUDE_GAIN} "
             f"{precision} {device.type} {TRANSFORM}"
         )
         self.trunk_id = hashlib.sha256(recipe.encode()).hexdigest()[:16]
@@ -142,7 +146,7 @@ class Trunk:
         if self.device.type != "cpu":
             maps = functional.pad(maps, (0, 0, 0, 0, 0, 0, 0, self._batch - len(maps)))
             maps = maps.contiguous(memory_format=torch.channels_last)
-        pooled, deepest = self.pool_maps(maps)
+        pooled, deepest = self.pool_maps(maps, mode)
         return pooled[: len(pixels)], deepest[: len(pixels)]
 
     def _prepare(self, pixels: UInt8Array, mode: str) -> Tensor:
@@ -160,18 +164,22 @@ class Trunk:
         return normalised.to(self.precision).contiguous(memory_format=torch.channels_last)
 
     @torch.inference_mode()
-    def pool_maps(self, maps: Tensor) -> tuple[Tensor, Tensor]:
+    def pool_maps(self, maps: Tensor, mode: str) -> tuple[Tensor, Tensor]:
         """Taps of prepared pictures.
 
         Args:
             maps: (n, 3, S, S) in the trunk's precision, normalised as for ImageNet.
+            mode: "phase", "amplitude", "both" or "rgb".
 
         Returns:
             Pooled taps (n, D) float32 and the deepest tap (n, C, h, w).
         """
         tapped = self._layers(maps)
-        pooled = [part for tap in self._taps for part in pooled_mean_and_spread(tapped[tap])]
-        return torch.cat(pooled, dim=1), tapped[self._taps[-1]]
+        has_mask = mode != "rgb"
+        numbers = [
+            part for tap in self._taps for part in pooling.pooled(tapped[tap], has_mask=has_mask)
+        ]
+        return torch.cat(numbers, dim=1), tapped[self._taps[-1]]
 
 
 def fit_to_input(pixels: Tensor) -> Tensor:
@@ -207,53 +215,6 @@ def border_median(pixels: Tensor) -> Tensor:
     rows, columns = pixels[:, :, [0, -1], :], pixels[:, :, :, [0, -1]]
     ring = torch.cat([rows.flatten(2), columns.flatten(2)], dim=2)
     return ring.median(dim=2).values[..., None, None]
-
-
-def centre_weights(size_px: int, sigma: float) -> Tensor:
-    """A Gaussian around the middle, highest value near one.
-
-    Args:
-        size_px: side of the square.
-        sigma: as a part of the side.
-
-    Returns:
-        float32 (size_px, size_px).
-    """
-    offset = (torch.arange(size_px) - (size_px - 1) / 2) / size_px
-    line = torch.exp(-(offset**2) / (2 * sigma**2))
-    return line[:, None] * line[None, :]
-
-
-def pooled_mean_and_spread(maps: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each map, weighted towards the middle.
-
-    Args:
-        maps: (n, C, h, h).
-
-    Returns:
-        Two float32 tensors (n, C).
-    """
-    weights = centre_weights(maps.shape[-1], POOLING_SIGMA).to(maps.device).flatten()
-    weights = weights / weights.sum()
-    # One crop at a time stays in the processor's cache: three to eight times faster (measured).
-    at_once = 1 if maps.device.type == "cpu" else len(maps)
-    pooled = [
-        _mean_and_variance(part.to(torch.float32, copy=True), weights)
-        for part in torch.split(maps.permute(0, 2, 3, 1).flatten(1, 2), at_once)
-    ]
-    mean, variance = (torch.cat(parts) for parts in zip(*pooled, strict=True))
-    # the small constant keeps the square root differentiable for maps that are all zero
-    return mean, (variance + 1e-6).sqrt()
-
-
-def _mean_and_variance(values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Weighted moments over places of values (m, places, C), which are overwritten; (m, C).
-
-    As products of each crop's own: in one of all crops the place in the batch shows (on a GPU).
-    """
-    weights = weights.expand(len(values), 1, -1)
-    mean = torch.bmm(weights, values)
-    return mean[:, 0], torch.bmm(weights, values.sub_(mean).square_())[:, 0]
 
 
 def load_trunk(

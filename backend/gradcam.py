@@ -27,8 +27,9 @@ def gradcam(
 
     The weight of a map is the mean gradient of the class score over its pixels. Through the
     weighted mean this is d score / d mean divided by the number of pixels (the weights sum to
-    one); through the spread it is zero, because the weighted deviations from the mean sum to
-    zero. So the gradient with respect to the pooled means says all.
+    one). Through the map's second number it is zero: neither the spread nor the difference of two
+    means changes when the same is added to every pixel. So the gradient with respect to the
+    pooled means says all.
 
     Args:
         head: trained head.

@@ -183,7 +183,7 @@ def _predict_extracted(
 
 def _run_layers(trunk: Trunk, maps: Tensor) -> tuple[Tensor, Tensor]:
     """The trunk as it runs, on maps of any size, in its usual batches."""
-    batches = [trunk.pool_maps(part) for part in torch.split(maps, BATCH)]
+    batches = [trunk.pool_maps(part, "rgb") for part in torch.split(maps, BATCH)]
     _wait(trunk)
     return torch.cat([pooled for pooled, _ in batches]), torch.cat([last for _, last in batches])
 

@@ -7,9 +7,10 @@ from seeded_networks import NETWORKS, seeded_trunk
 from torch import Tensor, nn
 from torchcam.methods import GradCAM
 
-from backend.features import Trunk, pooled_mean_and_spread
+from backend.features import Trunk
 from backend.gradcam import gradcam
 from backend.head import Head, fresh_head
+from backend.pooling import pooled
 
 N_CLASSES = 3
 
@@ -17,8 +18,9 @@ N_CLASSES = 3
 class Assembled(nn.Module):
     """Trunk, pooling and head as one ordinary network, which the library can hook."""
 
-    def __init__(self, trunk: Trunk, head: Head) -> None:
+    def __init__(self, trunk: Trunk, head: Head, *, has_mask: bool) -> None:
         super().__init__()
+        self.has_mask = has_mask
         self.trunk = trunk._layers
         self.deepest = nn.Identity()
         self.head = head
@@ -26,16 +28,17 @@ class Assembled(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         tapped = list(self.trunk(maps).values())
         tapped[-1] = self.deepest(tapped[-1])
-        pooled = [part for maps in tapped for part in pooled_mean_and_spread(maps)]
-        return self.head.logits(torch.cat(pooled, dim=1))
+        parts = [part for maps in tapped for part in pooled(maps, has_mask=self.has_mask)]
+        return self.head.logits(torch.cat(parts, dim=1))
 
 
+@pytest.mark.parametrize("mode", ["phase", "rgb"])
 @pytest.mark.parametrize("network", NETWORKS)
-def test_equals_the_library(network: str) -> None:
+def test_equals_the_library(network: str, mode: str) -> None:
     trunk = seeded_trunk(network)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3), np.uint8)
-    inputs = trunk._prepare(pixels, "phase")
-    features, activations = trunk.pool_maps(inputs)
+    inputs = trunk._prepare(pixels, mode)
+    features, activations = trunk.pool_maps(inputs, mode)
     head = fresh_head(
         torch.zeros(trunk.feature_dim),
         torch.ones(trunk.feature_dim),
@@ -52,7 +55,7 @@ def test_equals_the_library(network: str) -> None:
     )
 
     assert ours.max() == pytest.approx(1, abs=1e-3)
-    model = Assembled(trunk, head)
+    model = Assembled(trunk, head, has_mask=mode != "rgb")
     for row, chosen in enumerate(class_idx):
         with GradCAM(model, target_layer="deepest") as library:
             scores = model(inputs[row : row + 1].clone().requires_grad_())

@@ -11,8 +11,9 @@ from torchvision import models
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from backend.errors import WeightsError
-from backend.features import load_trunk, pooled_mean_and_spread
+from backend.features import load_trunk
 from backend.networks import INPUT_PX, build_network
+from backend.pooling import pooled
 from backend.settings import read_settings
 from backend.torchvision_networks import network_names
 from backend.weights import resolve_weights
@@ -22,12 +23,13 @@ from converters.errors import ConfigurationError
 WITHOUT_MAPS = ("inception", "maxvit", "swin", "vit")
 
 
+@pytest.mark.parametrize("mode", ["both", "rgb"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_features_are_those_of_torchvisions_network(name: str) -> None:
+def test_features_are_those_of_torchvisions_network(name: str, mode: str) -> None:
     trunk = seeded_trunk(name)
     n = 19  # more than go through VGG16's first layers at once, and some that are left over
     pixels = np.random.default_rng(0).integers(0, 256, (n, 80, 80, 3), np.uint8)
-    extracted = trunk.extract(pixels, mode="both")
+    extracted = trunk.extract(pixels, mode=mode)
     assert extracted.features.shape == (n, trunk.feature_dim)
     assert extracted.activations.shape == (n, *trunk.activation_shape)
 
@@ -36,8 +38,9 @@ def test_features_are_those_of_torchvisions_network(name: str) -> None:
     whole.load_state_dict(seeded_tensors(network), strict=False)
     taps = create_feature_extractor(whole, list(network.taps))
     with torch.inference_mode():
-        maps = taps(trunk._prepare(pixels, "both")).values()
-        expected = torch.cat([part for tap in maps for part in pooled_mean_and_spread(tap)], 1)
+        maps = taps(trunk._prepare(pixels, mode)).values()
+        parts = [part for tap in maps for part in pooled(tap, has_mask=mode == "both")]
+        expected = torch.cat(parts, 1)
     np.testing.assert_allclose(extracted.features, expected, rtol=5e-3, atol=5e-3)
 
 

@@ -1,0 +1,88 @@
+"""Maps to features: two numbers of each map, weighted towards the middle, where the cell is.
+
+Where a mask is one of the trunk's channels, the maps themselves tell the cell from what lies
+around it: their mean and spread say most. In colour pictures nothing outlines the cell, and its
+neighbours look like it: there the surroundings, and what the centre has beyond them, say more
+(measured, docs/model.md).
+"""
+
+import torch
+from torch import Tensor
+
+# Of Gaussians, as parts of the side.
+MIDDLE_SIGMA = 0.20
+CENTRE_SIGMA = 0.08
+SURROUNDINGS_SIGMAS = (0.16, 0.30)
+RECIPE = f"{MIDDLE_SIGMA} {CENTRE_SIGMA} {SURROUNDINGS_SIGMAS}"
+
+
+def centre_weights(size_px: int, sigma: float) -> Tensor:
+    """A Gaussian around the middle, highest value near one.
+
+    Args:
+        size_px: side of the square.
+        sigma: as a part of the side.
+
+    Returns:
+        float32 (size_px, size_px).
+    """
+    offset = (torch.arange(size_px) - (size_px - 1) / 2) / size_px
+    line = torch.exp(-(offset**2) / (2 * sigma**2))
+    return line[:, None] * line[None, :]
+
+
+def pooled(maps: Tensor, *, has_mask: bool) -> tuple[Tensor, Tensor]:
+    """Two numbers of each map.
+
+    The first is a mean with weights that sum to one. The second does not change with what is
+    added to a whole map, so all that Grad-CAM needs comes from the first.
+
+    Args:
+        maps: (n, C, h, h).
+        has_mask: whether a channel of the trunk's input outlines the cell.
+
+    Returns:
+        Mean and standard deviation around the middle or, without a mask, mean of the surroundings
+        and what the mean of the centre is above it; two float32 tensors (n, C).
+    """
+    pool = _mean_and_spread if has_mask else _surroundings_and_contrast
+    # One crop at a time stays in the processor's cache: three to eight times faster (measured).
+    at_once = 1 if maps.device.type == "cpu" else len(maps)
+    parts = [
+        pool(part.to(torch.float32, copy=True))
+        for part in torch.split(maps.permute(0, 2, 3, 1), at_once)
+    ]
+    first, second = (torch.cat(numbers) for numbers in zip(*parts, strict=True))
+    return first, second
+
+
+def _mean_and_spread(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Of values (m, h, h, C), which are overwritten; (m, C)."""
+    weights = _normalised(centre_weights(values.shape[1], MIDDLE_SIGMA))
+    mean = _weighted_mean(values, weights)
+    variance = _weighted_mean(values.sub_(mean[:, None, None]).square_(), weights)
+    # the small constant keeps the square root differentiable for maps that are all zero
+    return mean, (variance + 1e-6).sqrt()
+
+
+def _surroundings_and_contrast(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Of values (m, h, h, C); (m, C)."""
+    size_px = values.shape[1]
+    inner, outer = (centre_weights(size_px, sigma) for sigma in SURROUNDINGS_SIGMAS)
+    ring, centre = outer - inner, centre_weights(size_px, CENTRE_SIGMA)
+    surroundings = _weighted_mean(values, _normalised(ring))
+    return surroundings, _weighted_mean(values, _normalised(centre)) - surroundings
+
+
+def _normalised(weights: Tensor) -> Tensor:
+    return weights / weights.sum()
+
+
+def _weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Of values (m, h, h, C) by weights (h, h); (m, C).
+
+    As products of each crop's own: in one of all crops the place in the batch shows (on a GPU).
+    """
+    by_place = values.flatten(1, 2)
+    of_crops = weights.to(values.device).flatten().expand(len(values), 1, -1)
+    return torch.bmm(of_crops, by_place)[:, 0]
