@@ -70,10 +70,9 @@ class Extracted:
 
 @dataclass(frozen=True, slots=True)
 class Readout:
-    """Where the mean of the deepest tap lies in the feature vector: all Grad-CAM needs.
+    """Where the means of the deepest tap lie among the features: all that Grad-CAM needs.
 
-    Source:
-        The first of the numbers that `pooling.pooled` gives.
+    They are the first of the two numbers of each map, see `pooling.pooled`.
     """
 
     mean: slice
