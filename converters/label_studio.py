@@ -74,7 +74,7 @@ class Connection:
             BlockedAddressError: Label Studio will not talk to a private address.
             LabelStudioError: any other status, or no access token for the personal one.
         """
-        # Importing the SDK takes a second or two, which commands without Label Studio need not pay.
+        # Importing it takes most of a second, which commands without Label Studio need not pay.
         from label_studio_sdk.core.api_error import ApiError  # noqa: PLC0415
 
         try:
@@ -138,10 +138,12 @@ class Connection:
             ) from error
 
     def _client(self) -> Any:
-        from label_studio_sdk import LabelStudio  # noqa: PLC0415
+        # Not `LabelStudio`: it adds nothing to the HTTP client, but imports pandas and the clients
+        # of three cloud storages, which every command and a first answer would wait for.
+        from label_studio_sdk.base_client import LabelStudioBase  # noqa: PLC0415
 
         if self._http is None:
-            client = LabelStudio(  # type: ignore[no-untyped-call]  # untyped in the SDK
+            client = LabelStudioBase(
                 base_url=self.url,
                 api_key=self._api_key,
                 timeout=self._timeout_s,

@@ -134,15 +134,16 @@ def test_backend_serves_what_it_finds(data_dir: Path) -> None:
     )
     try:
         wait_until(lambda: _answers(f"{address}/health"), deadline_s=60, what="backend")
-        assert httpx.get(f"{address}/health").json() == {"status": "UP", "problem": ""}
-        (project,) = httpx.get(f"{address}/status").json()
-        assert (project["project_id"], project["model_version"]) == (PROJECT, "cellai-0021")
-        assert [version["n_labels"] for version in project["versions"]] == [70]
-        assert httpx.get(f"{address}/versions").json()["versions"] == ["cellai-0021"]
-        again = httpx.post(f"{address}/setup", json={"project": f"{PROJECT}.1", "schema": ""})
-        assert again.json()["model_version"] == "cellai-0021"
-        assert 'project="2"' in httpx.get(f"{address}/metrics").text
-        assert httpx.get(f"{address}/diagnosis").json()["runner"]["trunk_id"] == "0f8de968d11f587b"
+        with httpx.Client(base_url=address, timeout=60) as http:
+            assert http.get("/health").json() == {"status": "UP", "problem": ""}
+            (project,) = http.get("/status").json()
+            assert (project["project_id"], project["model_version"]) == (PROJECT, "cellai-0021")
+            assert [version["n_labels"] for version in project["versions"]] == [70]
+            assert http.get("/versions").json()["versions"] == ["cellai-0021"]
+            again = http.post("/setup", json={"project": f"{PROJECT}.1", "schema": ""})
+            assert again.json()["model_version"] == "cellai-0021"
+            assert 'project="2"' in http.get("/metrics").text
+            assert http.get("/diagnosis").json()["runner"]["trunk_id"] == "0f8de968d11f587b"
     finally:
         process.terminate()
         process.wait(30)
