@@ -19,7 +19,7 @@ RUN python -m venv --without-pip /venv \
     && pip install "$(grep '^uv==' requirements.txt)" \
     && uv pip compile pyproject.toml --constraints requirements.txt --no-header --no-annotate \
         ${TORCH_BACKEND:+--torch-backend "$TORCH_BACKEND"} --output-file /tmp/runtime.txt \
-    && uv pip install --python /venv/bin/python --no-deps \
+    && uv pip install --python /venv/bin/python --no-deps --compile-bytecode \
         ${TORCH_BACKEND:+--torch-backend "$TORCH_BACKEND"} -r /tmp/runtime.txt \
     && rm /tmp/runtime.txt
 

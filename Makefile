@@ -14,12 +14,13 @@ help: ## show this list
 setup: .venv/installed ## install everything into .venv
 
 # pip bootstraps uv, uv installs the pinned set; --no-deps because label-studio-ml's own pins
-# of Flask 1 and Werkzeug 2 are overridden (see pyproject.toml).
+# of Flask 1 and Werkzeug 2 are overridden (see pyproject.toml). Compiled here once, on all cores: where
+# PYTHONDONTWRITEBYTECODE is set, as in many containers, every process would do so anew, for seconds.
 .venv/installed: requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11-3.13 is needed, this is " + sys.version.split()[0]) if not (3, 11) <= sys.version_info < (3, 14) else None'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet "$$(grep -E '^uv==' requirements.txt)"
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r requirements.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --compile-bytecode -r requirements.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	touch $@
 
