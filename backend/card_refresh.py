@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from backend.cards import render_card
 from backend.errors import PredictionError
+from backend.features import has_mask
 from backend.gradcam import gradcam
 from backend.images import DISPLAY_KEYS, picture_reader
 from backend.label_studio import LabelStudioClient, Task
-from backend.pool import FeatureReader, Pool
+from backend.pool import FeatureReader, Pool, input_mode
 from backend.rescoring import Rescored
 from backend.settings import Settings
 from backend.training_set import Snapshot, cards_name
@@ -152,6 +153,7 @@ class CardRefresh:
             features=backlog.pool.features[rows],
             activations=activations,
             class_idx=predicted.probabilities[rows].argmax(axis=1),
+            has_mask=np.array([has_mask(input_mode(task.data, backlog.mode)) for task in tasks]),
         )
         return [
             self._card(backlog, task, heat[at] if found[at] else None, row=int(row))

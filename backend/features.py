@@ -70,12 +70,19 @@ class Extracted:
 
 @dataclass(frozen=True, slots=True)
 class Readout:
-    """Where the means of the deepest tap lie among the features: all that Grad-CAM needs.
+    """Where the two numbers of each map of the deepest tap lie among the features.
 
-    They are the first of the two numbers of each map, see `pooling.pooled`.
+    See `pooling.pooled`.
     """
 
-    mean: slice
+    first: slice
+    second: slice
+
+    @classmethod
+    def of(cls, *, feature_dim: int, n_maps: int) -> "Readout":
+        """The deepest tap comes last: first numbers of all its maps, then the second ones."""
+        between = feature_dim - n_maps
+        return cls(slice(between - n_maps, between), slice(between, feature_dim))
 
 
 class Trunk:
@@ -107,8 +114,7 @@ class Trunk:
         self._fading = pooling.centre_weights(INPUT_PX, FADING_SIGMA).to(device)
         self.activation_shape = network.map_shapes[-1]
         self.feature_dim = 2 * sum(channels for channels, _, _ in network.map_shapes)
-        deepest = self.activation_shape[0]
-        self.readout = Readout(slice(self.feature_dim - 2 * deepest, self.feature_dim - deepest))
+        self.readout = Readout.of(feature_dim=self.feature_dim, n_maps=self.activation_shape[0])
         recipe = (
             f"{network.name} {digest_of(tensors)} taps {network.taps} input {INPUT_PX} "
             f"pooling {pooling.RECIPE} fading {FADING_SIGMA} gain {AMPLITUDE_GAIN} "
@@ -174,11 +180,17 @@ class Trunk:
             Pooled taps (n, D) float32 and the deepest tap (n, C, h, w).
         """
         tapped = self._layers(maps)
-        has_mask = mode != "rgb"
         numbers = [
-            part for tap in self._taps for part in pooling.pooled(tapped[tap], has_mask=has_mask)
+            part
+            for tap in self._taps
+            for part in pooling.pooled(tapped[tap], has_mask=has_mask(mode))
         ]
         return torch.cat(numbers, dim=1), tapped[self._taps[-1]]
+
+
+def has_mask(mode: str) -> bool:
+    """Whether one of the three channels outlines the cell: in all modes but "rgb"."""
+    return mode != "rgb"
 
 
 def fit_to_input(pixels: Tensor) -> Tensor:

@@ -34,9 +34,6 @@ def centre_weights(size_px: int, sigma: float) -> Tensor:
 def pooled(maps: Tensor, *, has_mask: bool) -> tuple[Tensor, Tensor]:
     """Two numbers of each map.
 
-    The first is a mean with weights that sum to one. The second does not change with what is
-    added to a whole map, so all that Grad-CAM needs comes from the first.
-
     Args:
         maps: (n, C, h, h).
         has_mask: whether a channel of the trunk's input outlines the cell.
@@ -53,6 +50,28 @@ def pooled(maps: Tensor, *, has_mask: bool) -> tuple[Tensor, Tensor]:
     parts = [pool(part, weights) for part in torch.split(by_place, at_once)]
     first, second = (torch.cat(numbers) for numbers in zip(*parts, strict=True))
     return first, second
+
+
+def summands(maps: Tensor, *, has_mask: bool) -> tuple[Tensor, Tensor]:
+    """What each place of a map adds to its two numbers: the maps that are summed, weights and all.
+
+    Args:
+        maps: (n, C, h, h).
+        has_mask: as in `pooled`.
+
+    Returns:
+        Two float32 tensors (n, C, h, h). The sum of the first over the places is the first of the
+        two numbers; the sum of the second is the second number or, with a mask, its square.
+    """
+    maps = maps.float()
+    size_px = maps.shape[-1]
+    zones = _zones(size_px, has_mask=has_mask).to(maps.device).view(-1, size_px, size_px)
+    if has_mask:
+        weighted = maps * zones[0]
+        mean = weighted.sum(dim=(2, 3), keepdim=True)
+        return weighted, (maps - mean) ** 2 * zones[0]
+    surroundings, centre = zones
+    return maps * surroundings, maps * (centre - surroundings)
 
 
 def _zones(size_px: int, *, has_mask: bool) -> Tensor:

@@ -178,6 +178,7 @@ def _predict_extracted(
         features=features,
         activations=activations,
         class_idx=predicted.probabilities.argmax(axis=1),
+        has_mask=np.zeros(len(features), np.bool_),
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.feature_cache import FeatureCache, content_key
-from backend.features import Trunk
+from backend.features import Trunk, has_mask
 from converters.crops import Crop, ReadOptions
 from converters.reading import iter_crops
 from converters.rendering import model_input
@@ -29,6 +29,7 @@ class LabelledFeatures:
         groups: field or image of each crop; never split between pool and test.
         classes: names in the order of the index.
         keys: content keys of the crops in the feature cache.
+        has_mask: whether the trunk saw an outline of the cell, bool (N,).
         masks: bool (N, S, S), None where a crop has none or sizes differ.
     """
 
@@ -39,6 +40,7 @@ class LabelledFeatures:
     groups: NDArray[np.str_]
     classes: tuple[str, ...]
     keys: tuple[str, ...]
+    has_mask: NDArray[np.bool_]
     masks: NDArray[np.bool_] | None
 
     def rows(self, chosen: NDArray[np.int64]) -> "LabelledFeatures":
@@ -50,6 +52,7 @@ class LabelledFeatures:
             labels=self.labels[chosen],
             groups=self.groups[chosen],
             keys=tuple(self.keys[row] for row in chosen),
+            has_mask=self.has_mask[chosen],
             masks=None if self.masks is None else self.masks[chosen],
         )
 
@@ -74,6 +77,7 @@ def read_labelled_features(
     labels: list[str] = []
     groups: list[str] = []
     keys: list[str] = []
+    seen_with_mask: list[bool] = []
     masks: list[NDArray[np.bool_] | None] = []
     for chunk in _chunks(crops):
         mode = _mode(chunk[0])
@@ -83,6 +87,7 @@ def read_labelled_features(
         turned = np.ascontiguousarray(pixels[:, ::-1, ::-1])
         turned_features.append(_features(turned, mode, trunk, cache)[0])
         keys.extend(chunk_keys)
+        seen_with_mask.extend([has_mask(mode)] * len(chunk))
         labels.extend(str(crop.label) for crop in chunk)
         groups.extend(crop.group for crop in chunk)
         masks.extend(crop.mask for crop in chunk)
@@ -97,6 +102,7 @@ def read_labelled_features(
         groups=np.array(groups),
         classes=tuple(str(label) for label in classes),
         keys=tuple(keys),
+        has_mask=np.array(seen_with_mask),
         masks=np.stack(known_masks) if has_masks else None,
     )
 

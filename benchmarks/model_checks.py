@@ -92,9 +92,7 @@ def _map_numbers(
     """
     activations, found = cache.get_activations(cells.keys)
     readable = cells.rows(np.flatnonzero(found))
-    width = activations.shape[1]
-    n_features = cells.features.shape[1]
-    readout = Readout(slice(n_features - 2 * width, n_features - width))
+    readout = Readout.of(feature_dim=cells.features.shape[1], n_maps=activations.shape[1])
     random_head = fresh_head(
         head.mean, head.scale, n_classes=head.n_classes, rng=np.random.default_rng(1)
     )
@@ -105,6 +103,7 @@ def _map_numbers(
             features=readable.features,
             activations=activations[found],
             class_idx=readable.labels,
+            has_mask=readable.has_mask,
         )
         for some in (head, random_head)
     )
