@@ -28,6 +28,9 @@ Float64Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 CPU = torch.device("cpu")
+_ENLARGED = 1 / (
+    1 - DROPOUT
+)  # what dropout keeps, to keep its mean; in the products, which is free
 BATCH = 64
 WEIGHT_DECAY = 1e-2
 FOLDS = 5
@@ -283,33 +286,34 @@ def loss_and_gradients(
     Returns:
         The loss, (), and its gradients by hidden weight, class weight, hidden bias and class bias.
     """
-    kept_inputs = inputs * _dropout(inputs, rng)
-    active = torch.relu(torch.addmm(head.hidden_bias, kept_inputs, head.hidden_weight))
-    kept_units = _dropout(active, rng)
-    hidden = active * kept_units
+    kept_inputs = inputs * _kept(inputs, rng)
+    active = torch.relu(
+        torch.addmm(head.hidden_bias, kept_inputs, head.hidden_weight, alpha=_ENLARGED)
+    )
+    hidden = active * _kept(active, rng)
     log_probabilities = torch.log_softmax(
-        torch.addmm(head.class_bias, hidden, head.class_weight), dim=1
+        torch.addmm(head.class_bias, hidden, head.class_weight, alpha=_ENLARGED), dim=1
     )
     # Source: Bishop 2006, "Pattern Recognition and Machine Learning", eq. 4.109 and section 5.3.
     errors = log_probabilities.exp()
     errors[torch.arange(len(targets), device=targets.device), targets] -= 1
     errors /= len(targets)
-    hidden_errors = (errors @ head.class_weight.T) * kept_units * (active > 0)
+    enlarged_errors = errors * _ENLARGED
+    hidden_errors = (enlarged_errors @ head.class_weight.T) * (hidden > 0)
     return functional.nll_loss(log_probabilities, targets), [
-        kept_inputs.T @ hidden_errors,
-        hidden.T @ errors,
+        kept_inputs.T @ (hidden_errors * _ENLARGED),
+        hidden.T @ enlarged_errors,
         hidden_errors.sum(dim=0),
         errors.sum(dim=0),
     ]
 
 
-def _dropout(like: Tensor, rng: np.random.Generator) -> Tensor:
-    """0 with the chance DROPOUT of one half, which takes one random bit, else 1 / (1 - DROPOUT)."""
+def _kept(like: Tensor, rng: np.random.Generator) -> Tensor:
+    """0 with the chance DROPOUT of one half, which takes one random bit, else 1; uint8."""
     n_values = like.numel()
     bits = np.unpackbits(np.frombuffer(rng.bytes(-(-n_values // 8)), np.uint8), count=n_values)
     # A GPU need not have done the step before when it is given the masks of the next.
-    drawn = torch.from_numpy(bits).to(like.device, non_blocking=True)
-    return drawn.view(like.shape).float() / (1 - DROPOUT)
+    return torch.from_numpy(bits).to(like.device, non_blocking=True).view(like.shape)
 
 
 def _check_finite(loss: Tensor, parameters: list[Tensor], settings: TrainingSettings) -> None:
