@@ -2,7 +2,8 @@
 
 import argparse
 import os
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -12,9 +13,17 @@ from backend.feature_cache import FeatureCache
 from backend.features import load_trunk
 from backend.weights import resolve_weights
 from benchmarks.compute import Workload, measure_compute
+from benchmarks.finished import FinishedRuns, code_digest, features_digest
 from benchmarks.label_studio_import import import_seconds
 from benchmarks.labelled_features import LabelledFeatures, read_labelled_features
-from benchmarks.learning import FULL_STRATEGIES, STRATEGIES, simulate_all, use_one_thread
+from benchmarks.learning import (
+    FULL_STRATEGIES,
+    STRATEGIES,
+    Run,
+    Simulation,
+    run_simulation,
+    use_one_thread,
+)
 from benchmarks.model_checks import LEAST_LABELS, measure_model
 from benchmarks.precision import measure_precision
 from benchmarks.results import Results, learning_numbers
@@ -81,24 +90,43 @@ def _measure_learning(results: Results, paths: list[Path] | None, *, full: bool)
     for name, path in _sources(paths).items():
         print(f"Reading {path.name}", flush=True)
         datasets.append(_splittable(read_labelled_features(path, trunk, cache, name=name)))
-    jobs = [
-        (data, seed, is_balanced, FULL_STRATEGIES if full else STRATEGIES)
-        for data in datasets
-        for is_balanced in (False, True)
+    simulations = [
+        Simulation(seed, balanced, strategy)
+        for balanced in (False, True)
         for seed in seeds
+        for strategy in (FULL_STRATEGIES if full else STRATEGIES)
     ]
-    with ProcessPoolExecutor(
-        os.cpu_count(),
-        mp_context=get_context("spawn"),
-        initializer=use_one_thread,
-    ) as pool:
-        for runs in pool.map(simulate_all, *zip(*jobs, strict=True)):
-            results.add_runs(runs)
+    for data in datasets:
+        for run in _runs(data, simulations):
+            results.add_run(run)
     for name, value in learning_numbers(results.runs):
         results.add(name, value)
     for data in datasets:
         for name, value in measure_model(data, cache):
             results.add(f"{name}_{data.name}", value)
+
+
+def _runs(data: LabelledFeatures, simulations: list[Simulation]) -> Iterator[Run]:
+    """All runs, as they are done; first those that an interrupted benchmark left."""
+    finished = FinishedRuns(OUT / "simulations.jsonl")
+    of_data = f"{code_digest()} {features_digest(data)}"
+    missing = []
+    for simulation in simulations:
+        if run := finished.get(f"{of_data} {simulation}"):
+            yield run
+        else:
+            missing.append(simulation)
+    with ProcessPoolExecutor(
+        os.cpu_count(),
+        mp_context=get_context("spawn"),
+        initializer=use_one_thread,
+    ) as pool:
+        futures = {
+            pool.submit(run_simulation, data, simulation): simulation for simulation in missing
+        }
+        for future in as_completed(futures):
+            finished.add(f"{of_data} {futures[future]}", future.result())
+            yield future.result()
 
 
 def _splittable(data: LabelledFeatures) -> LabelledFeatures:

@@ -11,6 +11,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import softmax
 from threadpoolctl import threadpool_limits
 
 from backend.acquisition import cold_start_priorities, queue_priorities
@@ -85,15 +86,19 @@ def use_one_thread() -> None:
     threadpool_limits(1)
 
 
-def simulate_all(
-    data: LabelledFeatures,
-    seed: int,
-    balanced: bool,  # noqa: FBT001 (a process pool passes by position)
-    strategies: tuple[str, ...],
-) -> list[Run]:
-    """All strategies on one split, which they share."""
-    cells = split(data, seed=seed, balanced=balanced)
-    return [simulate(cells, strategy=strategy, seed=seed) for strategy in strategies]
+@dataclass(frozen=True, slots=True)
+class Simulation:
+    """What is simulated: a strategy on one split of a data set."""
+
+    seed: int
+    balanced: bool
+    strategy: str
+
+
+def run_simulation(data: LabelledFeatures, simulation: Simulation) -> Run:
+    """Split the data set and simulate."""
+    cells = split(data, seed=simulation.seed, balanced=simulation.balanced)
+    return simulate(cells, strategy=simulation.strategy, seed=simulation.seed)
 
 
 def split(data: LabelledFeatures, *, seed: int, balanced: bool) -> Split:
@@ -163,9 +168,11 @@ def simulate(cells: Split, *, strategy: str, seed: int) -> Run:
 def measure(head: Head, test: LabelledFeatures, *, n_labels: int, seed: int) -> Point:
     """All numbers of one head on the test cells."""
     passes = TrainingSettings().mc_passes
-    after = mc_probabilities(head, test.features, passes=passes, seed=seed).mean(axis=0)
     raw = mc_probabilities(head.with_temperature(1.0), test.features, passes=passes, seed=seed)
     before = raw.mean(axis=0)
+    # A temperature divides the logits, which these are but for a constant.
+    logits = np.log(np.maximum(raw, np.finfo(np.float32).tiny))
+    after = softmax(logits / float(head.temperature), axis=2).mean(axis=0)
     n_classes = after.shape[1]
     predicted = after.argmax(axis=1)
     pairs = test.labels * n_classes + predicted

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.learning import BATCH, BUDGET, Run, area, at, macro_f1_at
+from benchmarks.learning import BATCH, BUDGET, FULL_STRATEGIES, Run, area, at, macro_f1_at
 from benchmarks.plots import plot_learning, plot_stability
 
 FIRST_LABELS = 50
@@ -43,15 +43,14 @@ class Results:
         self.numbers[name] = round(value, 6)
         print(f"{name:44s} {value:12.4g}", flush=True)
 
-    def add_runs(self, runs: Sequence[Run]) -> None:
-        """Record simulations of one split and show them."""
-        self.runs.extend(runs)
-        for run in runs:
-            print(
-                f"{run.dataset:20s} seed {run.seed} {run.strategy:18s} area {area(run):.3f} "
-                f"labels to 95 % of {run.full_macro_f1:.3f}: {run.labels_to_95}",
-                flush=True,
-            )
+    def add_run(self, run: Run) -> None:
+        """Record a simulation and show it."""
+        self.runs.append(run)
+        print(
+            f"{run.dataset:20s} seed {run.seed} {run.strategy:18s} area {area(run):.3f} "
+            f"labels to 95 % of {run.full_macro_f1:.3f}: {run.labels_to_95}",
+            flush=True,
+        )
 
     def write(self) -> None:
         """Write results.json, runs.json, results.md and one plot per data set."""
@@ -150,9 +149,9 @@ def _labels_to_95(runs: Sequence[Run]) -> float:
 
 def runs_by_strategy(runs: Sequence[Run], dataset: str) -> dict[str, list[Run]]:
     """The runs of one data set, each strategy's in the order of the seeds."""
-    own = [run for run in runs if run.dataset == dataset]
-    names = dict.fromkeys(run.strategy for run in own)
-    return {name: [run for run in own if run.strategy == name] for name in names}
+    own = sorted((run for run in runs if run.dataset == dataset), key=lambda run: run.seed)
+    by_strategy = {name: [run for run in own if run.strategy == name] for name in FULL_STRATEGIES}
+    return {name: its_runs for name, its_runs in by_strategy.items() if its_runs}
 
 
 def _gain(name: str, ours: Iterable[float], theirs: Iterable[float]) -> Iterator[tuple[str, float]]:

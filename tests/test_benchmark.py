@@ -1,0 +1,67 @@
+"""The benchmark goes on where it was interrupted, and only with what is still true."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.finished import FinishedRuns, features_digest
+from benchmarks.labelled_features import LabelledFeatures
+from benchmarks.learning import Point, Run
+
+POINT = Point(
+    n_labels=10,
+    macro_f1=0.1 + 0.2,  # has no short decimal form
+    balanced_accuracy=0.5,
+    rare_recall=0.5,
+    ece_before=0.1,
+    ece_after=0.1,
+    brier_before=0.1,
+    brier_after=0.1,
+    n_errors=3,
+    n_certain_errors=1,
+    risk_at_coverage=(0.0, 0.5),
+)
+RUN = Run(
+    dataset="cells",
+    strategy="random",
+    seed=1,
+    points=(POINT, POINT),
+    full_macro_f1=0.9,
+    labels_to_95=None,
+    first_classes=(5, 5),
+    rarest=(0, 1),
+)
+
+
+def test_runs_are_found_again_after_an_interruption(tmp_path: Path) -> None:
+    path = tmp_path / "simulations.jsonl"
+    FinishedRuns(path).add("first", RUN)
+    FinishedRuns(path).add("cut off", RUN)
+    path.write_text(path.read_text()[:-9])
+    FinishedRuns(path).add("third", replace(RUN, labels_to_95=20))
+    found = FinishedRuns(path)
+    assert found.get("first") == RUN
+    assert found.get("cut off") is None
+    assert found.get("third") == replace(RUN, labels_to_95=20)
+
+
+def test_other_features_are_told_apart() -> None:
+    cells = LabelledFeatures(
+        name="cells",
+        features=np.zeros((2, 3), np.float32),
+        turned_features=np.zeros((2, 3), np.float32),
+        labels=np.array([0, 1]),
+        groups=np.array(["a", "b"]),
+        classes=("rbc", "wbc"),
+        keys=("0", "1"),
+        has_mask=np.zeros(2, np.bool_),
+        masks=None,
+    )
+    others = [
+        replace(cells, features=np.ones((2, 3), np.float32)),
+        replace(cells, labels=np.array([1, 0])),
+        replace(cells, groups=np.array(["a", "c"])),
+        replace(cells, classes=("rbc", "plt")),
+    ]
+    assert len({features_digest(data) for data in (cells, *others)}) == 1 + len(others)
