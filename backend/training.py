@@ -28,9 +28,8 @@ Float64Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 CPU = torch.device("cpu")
-_ENLARGED = 1 / (
-    1 - DROPOUT
-)  # what dropout keeps, to keep its mean; in the products, which is free
+# What dropout keeps is enlarged, to keep its mean: within the products, which is free.
+_ENLARGED = 1 / (1 - DROPOUT)
 BATCH = 64
 WEIGHT_DECAY = 1e-2
 FOLDS = 5

@@ -3,6 +3,7 @@
 One is done again as soon as the code that decides it, the features or torch are others.
 """
 
+import ast
 import hashlib
 import inspect
 from pathlib import Path
@@ -55,10 +56,10 @@ class FinishedRuns:
 
 
 def code_digest() -> str:
-    """Of all that decides a simulation but its data, as hex digits."""
+    """Of all that decides a simulation but its data, as hex digits; comments do not."""
     digest = hashlib.sha256(torch.__version__.encode())
     for module in _DECIDE:
-        digest.update(inspect.getsource(module).encode())
+        digest.update(ast.dump(ast.parse(inspect.getsource(module))).encode())
     return digest.hexdigest()
 
 
