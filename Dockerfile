@@ -2,7 +2,7 @@
 # Two stages: what installs packages (pip, uv) does not get into the image that runs.
 FROM python:3.12-slim-bookworm AS build
 
-# cpu: about 1 GB; cu132 and the like add the CUDA libraries (several GB) for a GPU host. Both come from
+# cpu: about 1.3 GB; cu132 and the like add the CUDA libraries (several GB) for a GPU host. Both come from
 # PyTorch's own index; empty: from the one of all other packages, for a network that has only that.
 ARG TORCH_BACKEND=cpu
 
