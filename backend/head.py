@@ -20,9 +20,9 @@ FloatArray = NDArray[np.float32]
 
 DROPOUT = 0.5  # chance of a feature or hidden unit to be dropped
 HIDDEN_UNITS = 128
-# Crops per matrix product. In float32 so few that what a pass keeps of them stays in the cache of the
-# processor: two thirds of the time that 2,048 at once take (10,000 crops, measured). In bfloat16 many:
-# its products are so short that calling them counts.
+# Crops per matrix product. In float32 so few that what a pass keeps of them stays in the core's
+# cache: two thirds of the time of 2,048 at once (10,000 crops, measured). In bfloat16 many, whose
+# products are so short that calling them counts.
 _BLOCK = {torch.float32: 256, torch.bfloat16: 2048}
 # oneDNN compiles a bfloat16 product for every shape that it has not met, which takes 15 ms and 2 MB
 # (measured): fifty masks over as many crops as never before took 0.9 s instead of 0.04. So shapes
