@@ -2,6 +2,8 @@
 
 import base64
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -77,3 +79,17 @@ def test_path_that_is_no_address(connection: Connection, name: str) -> None:
     with pytest.raises(LabelStudioError, match="is no address") as caught:
         connection.request("GET", f"data/upload/1/{name}")
     assert len(str(caught.value)) < 500
+
+
+def test_first_request_does_not_import_all_of_the_sdk(url: str) -> None:
+    """With pandas and three cloud storages every command would start seconds later."""
+    program = (
+        "import sys\n"
+        "from converters.label_studio import Connection\n"
+        f"Connection({url!r}, '0' * 40).request('GET', 'api/projects/')\n"
+        "print(*{'httpx', 'pandas', 'boto3', 'azure'} & sys.modules.keys())"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert ran.stdout.split() == ["httpx"]
