@@ -4,6 +4,7 @@ import argparse
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -17,11 +18,14 @@ from benchmarks.finished import FinishedRuns, code_digest, features_digest
 from benchmarks.label_studio_import import import_seconds
 from benchmarks.labelled_features import LabelledFeatures, read_labelled_features
 from benchmarks.learning import (
+    BUDGET,
+    FULL_BUDGET,
     FULL_STRATEGIES,
     STRATEGIES,
     Run,
     Simulation,
-    run_simulation,
+    full_macro_f1,
+    simulate,
     use_one_thread,
 )
 from benchmarks.model_checks import LEAST_LABELS, measure_model
@@ -47,7 +51,7 @@ def main() -> None:
     parts = options.only or PARTS
     results = Results(OUT / "part" if options.only else OUT, full=options.full)
     if "compute" in parts and options.data is None:
-        _measure_compute(results)
+        _measure_compute(results, full=options.full)
     if "import" in parts and options.data is None and "rescore_s_10k" in results.numbers:
         results.add("import_s_10k", import_seconds(10_000))
         share = results.numbers["rescore_s_10k"] / results.numbers["import_s_10k"]
@@ -60,7 +64,11 @@ def main() -> None:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--full", action="store_true", help="5 seeds and all strategies")
+    parser.add_argument(
+        "--full",
+        action="store_true",
+        help="5 seeds instead of 3, all strategies, 200 labels instead of 100, and int8",
+    )
     parser.add_argument(
         "--data",
         type=lambda text: [Path(part) for part in text.split(",")],
@@ -70,14 +78,14 @@ def _parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _measure_compute(results: Results) -> None:
+def _measure_compute(results: Results, *, full: bool) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (32, 96, 96, 3), np.uint8)
     work = Workload(load_trunk(_weights()), pixels)
     for name, value in measure_compute(work):
         results.add(name, value)
     for name, value in measure_versions(work.trunk):
         results.add(name, value)
-    if RGB.exists():
+    if full and RGB.exists():
         for name, value in measure_precision(_weights(), RGB):
             results.add(name, value)
 
@@ -91,7 +99,7 @@ def _measure_learning(results: Results, paths: list[Path] | None, *, full: bool)
         print(f"Reading {path.name}", flush=True)
         datasets.append(_splittable(read_labelled_features(path, trunk, cache, name=name)))
     simulations = [
-        Simulation(seed, balanced, strategy)
+        Simulation(seed, balanced, strategy, FULL_BUDGET if full else BUDGET)
         for balanced in (False, True)
         for seed in seeds
         for strategy in (FULL_STRATEGIES if full else STRATEGIES)
@@ -121,8 +129,12 @@ def _runs(data: LabelledFeatures, simulations: list[Simulation]) -> Iterator[Run
         mp_context=get_context("spawn"),
         initializer=use_one_thread,
     ) as pool:
+        of_splits = {simulation.split: simulation for simulation in missing}
+        scores = pool.map(partial(full_macro_f1, data), of_splits.values())
+        score_of = dict(zip(of_splits, scores, strict=True))
         futures = {
-            pool.submit(run_simulation, data, simulation): simulation for simulation in missing
+            pool.submit(simulate, data, some, full_score=score_of[some.split]): some
+            for some in missing
         }
         for future in as_completed(futures):
             finished.add(f"{of_data} {futures[future]}", future.result())

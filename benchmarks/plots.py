@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 
-from benchmarks.learning import BUDGET, COVERAGES, FULL_SCORE_SHARE, Run, at
+from benchmarks.learning import COVERAGES, FULL_SCORE_SHARE, Run, at
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -27,19 +27,20 @@ def plot_learning(by_strategy: Mapping[str, Sequence[Run]], path: Path) -> None:
         path: of the PNG file.
     """
     figure, panels = plt.subplots(1, len(CURVES) + 1, figsize=(18, 4), layout="constrained")
+    budget = next(iter(by_strategy.values()))[0].budget
     for strategy, runs in by_strategy.items():
-        counts = sorted({p.n_labels for run in runs for p in run.points if p.n_labels <= BUDGET})
+        counts = sorted({p.n_labels for run in runs for p in run.points if p.n_labels <= budget})
         for panel, name in zip(panels, CURVES, strict=False):
             values = [[getattr(at(run, n), name) for n in counts] for run in runs]
             _plot_band(panel, counts, values, label=strategy)
-        risks = [at(run, BUDGET).risk_at_coverage for run in runs]
+        risks = [at(run, budget).risk_at_coverage for run in runs]
         _plot_band(panels[-1], COVERAGES, risks, label=strategy)
     full = np.mean([run.full_macro_f1 for runs in by_strategy.values() for run in runs])
     panels[0].axhline(FULL_SCORE_SHARE * full, color="grey", linestyle=":")
     for panel, name in zip(panels, CURVES.values(), strict=False):
         panel.set(xlabel="labels", ylabel=name)
     panels[-1].set(
-        xlabel=f"most certain part of the cells, after {BUDGET} labels", ylabel="error rate"
+        xlabel=f"most certain part of the cells, after {budget} labels", ylabel="error rate"
     )
     panels[0].legend()
     figure.suptitle(next(iter(by_strategy.values()))[0].dataset)

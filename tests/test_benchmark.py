@@ -26,6 +26,7 @@ RUN = Run(
     dataset="cells",
     strategy="random",
     seed=1,
+    budget=200,
     points=(POINT, POINT),
     full_macro_f1=0.9,
     labels_to_95=None,
