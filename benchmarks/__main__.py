@@ -67,7 +67,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--full",
         action="store_true",
-        help="5 seeds instead of 3, all strategies, 200 labels instead of 100, and int8",
+        help="5 seeds instead of 3, all strategies, 200 labels instead of 100, 100,000 crops, int8",
     )
     parser.add_argument(
         "--data",
@@ -83,7 +83,7 @@ def _measure_compute(results: Results, *, full: bool) -> None:
     work = Workload(load_trunk(_weights()), pixels)
     for name, value in measure_compute(work):
         results.add(name, value)
-    for name, value in measure_versions(work.trunk):
+    for name, value in measure_versions(work.trunk, full=full):
         results.add(name, value)
     if full and RGB.exists():
         for name, value in measure_precision(_weights(), RGB):

@@ -37,10 +37,15 @@ NO_LIMIT = 10**12
 FILL = 1000  # crops that are put into a cache at once
 
 
-def measure_versions(trunk: Trunk) -> Iterator[tuple[str, float]]:
-    """All numbers by name, one after the other as they are measured."""
+def measure_versions(trunk: Trunk, *, full: bool) -> Iterator[tuple[str, float]]:
+    """All numbers by name, one after the other as they are measured.
+
+    Args:
+        trunk: as the product loads it.
+        full: whether to rescore 100,000 crops, too.
+    """
     yield from retraining_numbers(trunk)
-    yield from rescoring_numbers(trunk)
+    yield from rescoring_numbers(trunk, full=full)
     yield from card_numbers()
     yield from cache_numbers(trunk)
 
@@ -70,9 +75,10 @@ def retraining_numbers(trunk: Trunk) -> Iterator[tuple[str, float]]:
     yield "retrain_cost_per_label_20000_over_2000", elapsed_s[20_000] / elapsed_s[2_000] / 10
 
 
-def rescoring_numbers(trunk: Trunk) -> Iterator[tuple[str, float]]:
+def rescoring_numbers(trunk: Trunk, *, full: bool) -> Iterator[tuple[str, float]]:
     """From the tasks of a pool, all in the cache, to the rows that Label Studio imports."""
-    for n_crops, name, repetitions in ((10_000, "10k", 3), (100_000, "100k", 1)):
+    pools = [(10_000, "10k", 3), (100_000, "100k", 1)]
+    for n_crops, name, repetitions in pools if full else pools[:1]:
         with tempfile.TemporaryDirectory() as folder:
             reader, snapshot = _cached_project(Path(folder), trunk, n_crops)
             elapsed_s = _rescoring_seconds(reader, snapshot, repetitions=repetitions)
