@@ -120,7 +120,7 @@ def learning_numbers(runs: Sequence[Run]) -> Iterator[tuple[str, float]]:
 def learning_table(dataset: str, by_strategy: dict[str, list[Run]]) -> list[str]:
     """Markdown table of one data set: mean and standard error over seeds."""
     full = np.mean([run.full_macro_f1 for own in by_strategy.values() for run in own])
-    places = sorted({50, 100, next(iter(by_strategy.values()))[0].budget})
+    places = sorted({FIRST_LABELS, 100, next(iter(by_strategy.values()))[0].budget})
     lines = [
         f"## {dataset} (macro-F1 of the whole pool {full:.3f})",
         "",

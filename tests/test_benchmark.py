@@ -7,7 +7,7 @@ import numpy as np
 
 from benchmarks.finished import FinishedRuns, features_digest
 from benchmarks.labelled_features import LabelledFeatures
-from benchmarks.learning import Point, Run
+from benchmarks.learning import BATCH, Point, Run, Simulation, full_macro_f1, simulate
 
 POINT = Point(
     n_labels=10,
@@ -66,3 +66,27 @@ def test_other_features_are_told_apart() -> None:
         replace(cells, classes=("rbc", "plt")),
     ]
     assert len({features_digest(data) for data in (cells, *others)}) == 1 + len(others)
+
+
+def test_simulation_labels_up_to_its_budget_and_comes_out_the_same_again() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], 40)
+    features = (rng.normal(size=(120, 16)) + 3 * np.eye(3, 16)[labels]).astype(np.float32)
+    cells = LabelledFeatures(
+        name="cells",
+        features=features,
+        turned_features=features,
+        labels=labels,
+        groups=np.array([str(row % 12) for row in range(120)]),
+        classes=("rbc", "wbc", "plt"),
+        keys=tuple(str(row) for row in range(120)),
+        has_mask=np.zeros(120, np.bool_),
+        masks=None,
+    )
+    simulation = Simulation(seed=0, balanced=False, strategy="cellai", budget=2 * BATCH)
+    full_score = full_macro_f1(cells, simulation)
+    run = simulate(cells, simulation, full_score=full_score)
+    assert run == simulate(cells, simulation, full_score=full_score)
+    assert [point.n_labels for point in run.points][:2] == [BATCH, 2 * BATCH]
+    assert run.full_macro_f1 == full_score > 0.8
+    assert run.labels_to_95 in {point.n_labels for point in run.points}
