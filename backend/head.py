@@ -1,8 +1,9 @@
 """The dropout head: features to class probabilities, deterministic or as Monte-Carlo passes.
 
 Dropout on the standardised features, one hidden layer, dropout, class scores. All crops of
-a Monte-Carlo pass share one dropout mask (consistent dropout); a shared mask removes whole
-columns of the features and of the hidden layer, so a pass multiplies only what is kept.
+a Monte-Carlo pass share one dropout mask (consistent dropout), and a mask keeps or drops the
+features of a group together: the products of all groups are made once, and each pass adds up
+those that it keeps.
 """
 
 import math
@@ -14,22 +15,15 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from backend.precision import fastest_precision
-
 FloatArray = NDArray[np.float32]
 
 DROPOUT = 0.5  # chance of a feature or hidden unit to be dropped
 HIDDEN_UNITS = 128
-# Crops per matrix product. In float32 so few that what a pass keeps of them stays in the core's
-# cache: two thirds of the time of 2,048 at once (10,000 crops, measured). In bfloat16 many, whose
-# products are so short that calling them counts.
-_BLOCK = {torch.float32: 256, torch.bfloat16: 2048}
-# oneDNN compiles a bfloat16 product for every shape that it has not met, which takes 15 ms and 2 MB
-# (measured): fifty masks over as many crops as never before took 0.9 s instead of 0.04. So shapes
-# are rounded up to few: by zeros, and to what its tiles hold.
-_INPUT_STEP = 64
-_HIDDEN_STEP = 16
-_LEAST_CROPS = 64
+# Features are kept or dropped in so many groups, all of which cost as much as a pass and a half
+# (measured, docs/model.md).
+N_GROUPS = 64
+# Crops at a time: so few that the sums of their groups stay in the core's cache (measured).
+_BLOCK = 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,105 +85,115 @@ class Head:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class DropoutMask:
-    """One pass: the features and hidden units that are kept, as indices."""
+class DropoutMasks:
+    """What T passes keep, the same for every crop.
 
-    inputs: Tensor
+    Attributes:
+        order: (D,) the features, as indices, in the order in which they are dealt to N_GROUPS
+            groups, one to each in turn.
+        groups: (T, N_GROUPS) bool, half of each row.
+        hidden: (T, H) bool, hidden units.
+    """
+
+    order: Tensor
+    groups: Tensor
     hidden: Tensor
 
+    @property
+    def inputs(self) -> Tensor:
+        """(T, D) bool, features."""
+        kept = torch.empty(len(self.groups), len(self.order), dtype=torch.bool)
+        kept[:, self.order] = self.groups[:, torch.arange(len(self.order)) % N_GROUPS]
+        return kept
 
-def draw_masks(n_inputs: int, n_hidden: int, *, passes: int, seed: int) -> list[DropoutMask]:
-    """Dropout masks of the passes, the same for every crop.
+
+def draw_masks(n_inputs: int, n_hidden: int, *, passes: int, seed: int) -> DropoutMasks:
+    """Dropout masks of the passes.
+
+    Every second pass keeps the groups that the one before dropped. Such pairs tell the mean over
+    all masks better than as many independent passes, masks of single features included
+    (measured, docs/model.md).
 
     Args:
         n_inputs: features D.
-        n_hidden: hidden units H.
+        n_hidden: hidden units H, each of which is dropped by itself.
         passes: number of masks T.
         seed: decides all of them.
 
-    Returns:
-        T masks.
+    Source:
+        Hammersley & Morton 1956, "A New Monte Carlo Technique: Antithetic Variates".
     """
     generator = Generator().manual_seed(seed)
-    return [
-        DropoutMask(
-            torch.nonzero(torch.rand(n_inputs, generator=generator) >= DROPOUT).flatten(),
-            torch.nonzero(torch.rand(n_hidden, generator=generator) >= DROPOUT).flatten(),
-        )
-        for _ in range(passes)
-    ]
+    order = torch.randperm(n_inputs, generator=generator)
+    chances = torch.rand(-(-passes // 2), N_GROUPS, generator=generator)
+    half = chances.argsort(dim=1) < N_GROUPS // 2
+    return DropoutMasks(
+        order=order,
+        groups=torch.stack([half, ~half], dim=1).flatten(0, 1)[:passes],
+        hidden=torch.rand(passes, n_hidden, generator=generator) >= DROPOUT,
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MaskedHead:
-    """The rows and columns of a head that one mask keeps, ready for many crops.
-
-    A few more are there, with weights of zero, so that many masks share one shape.
+    """A head under the masks of T passes, ready for many crops.
 
     Attributes:
-        inputs: d features, as indices.
-        hidden_weight: (h, d) in the precision of the hidden layer.
-        hidden_bias: (h, 1) float32.
-        class_weight: (h, K) float32, divided by the temperature as is the bias.
-        class_bias: (K,) float32.
+        inputs: (G * S,) the features group by group, as indices, S to each. Some groups end with a
+            feature whose weights are zero there, where D is no multiple of G.
+        group_weights: (G, H, S) of the hidden layer.
+        hidden_bias: (H, 1).
+        groups: (T, G), 1 where a pass keeps the group, else 0.
+        class_weights: (T, K, H), 0 where a pass drops the hidden unit; divided by the temperature
+            as is the bias.
+        class_bias: (K, 1).
     """
 
     inputs: Tensor
-    hidden_weight: Tensor
+    group_weights: Tensor
     hidden_bias: Tensor
-    class_weight: Tensor
+    groups: Tensor
+    class_weights: Tensor
     class_bias: Tensor
 
     @classmethod
-    def of(cls, head: Head, mask: DropoutMask, precision: torch.dtype) -> "MaskedHead":
+    def of(cls, head: Head, masks: DropoutMasks) -> "MaskedHead":
         """What is kept is enlarged to keep its mean: in the weights, fewer than the crops."""
-        inputs, hidden = _padded(mask.inputs, _INPUT_STEP), _padded(mask.hidden, _HIDDEN_STEP)
-        # Transposed in memory, too: the product with crops is three times faster (measured).
-        weight = head.hidden_weight.index_select(0, inputs).T.index_select(0, hidden)
-        weight = weight / (1 - DROPOUT)
-        weight[:, len(mask.inputs) :] = 0
-        class_weight = head.class_weight[hidden] / (1 - DROPOUT) / head.temperature
-        class_weight[len(mask.hidden) :] = 0
+        n_inputs, n_hidden = head.hidden_weight.shape
+        dealt = functional.pad(masks.order, (0, -n_inputs % N_GROUPS))
+        weights = head.hidden_weight[dealt] / (1 - DROPOUT)
+        weights[n_inputs:] = 0
+        class_weight = head.class_weight / (1 - DROPOUT) / head.temperature
         return cls(
-            inputs=inputs,
-            hidden_weight=weight.to(precision),
-            hidden_bias=head.hidden_bias[hidden, None],
-            class_weight=class_weight,
-            class_bias=head.class_bias / head.temperature,
+            inputs=dealt.view(-1, N_GROUPS).T.flatten(),
+            group_weights=weights.view(-1, N_GROUPS, n_hidden).permute(1, 2, 0).contiguous(),
+            hidden_bias=head.hidden_bias[:, None],
+            groups=masks.groups.float(),
+            class_weights=class_weight.T * masks.hidden[:, None],
+            class_bias=head.class_bias[:, None] / head.temperature,
         )
 
     def logits(self, standardised: Tensor) -> Tensor:
-        """Class scores of one pass, multiplying only the rows and columns that are kept.
+        """Class scores of all passes.
 
         Args:
-            standardised: (N, D) from `Head.standardise`, in the precision of the hidden layer;
-                fastest stored column by column.
+            standardised: (N, D) from `Head.standardise`.
 
         Returns:
-            (N, K) float32, equal to those of dense layers with the dropped units set to zero.
+            (T, K, N), equal to those of dense layers with the dropped units set to zero.
         """
-        # Rows of the transposed crops are gathered, 1.8 times faster than columns (measured).
-        kept_inputs = standardised.T.index_select(0, self.inputs)
-        hidden = torch.relu((self.hidden_weight @ kept_inputs).float() + self.hidden_bias)
-        return torch.addmm(self.class_bias, hidden.T, self.class_weight)
-
-
-def _padded(kept: Tensor, step: int) -> Tensor:
-    """Indices, and so many times the first of all as their number lacks to a multiple of `step`."""
-    return functional.pad(kept, (0, -len(kept) % step))
-
-
-def _columns(n_crops: int) -> int:
-    """As how many crops so many are multiplied: the next power of two, of 64 at least."""
-    return max(_LEAST_CROPS, 1 << (n_crops - 1).bit_length())
+        # Crops come last from here on: a feature of all is gathered faster than features of one,
+        # and the softmax over classes takes a tenth of the time (measured).
+        by_group = standardised.T.index_select(0, self.inputs).view(N_GROUPS, -1, len(standardised))
+        sums = (self.group_weights @ by_group).flatten(1)
+        hidden = (self.groups @ sums).view(len(self.groups), *self.hidden_bias.shape[:1], -1)
+        active = hidden.add_(self.hidden_bias).relu_()
+        return torch.baddbmm(self.class_bias, self.class_weights, active)
 
 
 @torch.inference_mode()
 def mc_probabilities(head: Head, features: FloatArray, *, passes: int, seed: int) -> FloatArray:
     """Class probabilities of T stochastic passes with masks shared by all crops.
-
-    The hidden layer, nearly all of the work, is multiplied in bfloat16 where the processor does
-    so in hardware; what that moves is far below what other masks do (measured, docs/model.md).
 
     Args:
         head: trained head.
@@ -203,20 +207,12 @@ def mc_probabilities(head: Head, features: FloatArray, *, passes: int, seed: int
     Source:
         Kirsch et al. 2019, "BatchBALD", section 4 (consistent MC dropout), arXiv:1906.08158.
     """
-    n_inputs, n_hidden = head.hidden_weight.shape
-    masks = draw_masks(n_inputs, n_hidden, passes=passes, seed=seed)
-    precision = fastest_precision(torch.device("cpu"))
-    heads = [MaskedHead.of(head, mask, precision) for mask in masks]
+    masked = MaskedHead.of(head, draw_masks(*head.hidden_weight.shape, passes=passes, seed=seed))
     result = np.empty((passes, len(features), head.n_classes), np.float32)
-    n_together = _BLOCK[precision]
-    for start in range(0, len(features), n_together):
-        block = head.standardise(torch.from_numpy(features[start : start + n_together]))
-        n_crops = len(block)
-        columns = functional.pad(block.to(precision).T, (0, _columns(n_crops) - n_crops))
-        columns = columns.contiguous()
-        for index, masked in enumerate(heads):
-            scores = masked.logits(columns.T)[:n_crops]
-            result[index, start : start + n_together] = torch.softmax(scores, dim=1).numpy()
+    for start in range(0, len(features), _BLOCK):
+        block = head.standardise(torch.from_numpy(features[start : start + _BLOCK]))
+        drawn = torch.softmax(masked.logits(block), dim=1)
+        result[:, start : start + _BLOCK] = drawn.transpose(1, 2).numpy()
     return result
 
 

@@ -88,7 +88,8 @@ def test_version_predicts_what_it_predicted_then(data_dir: Path) -> None:
     assert found.tolist() == [True] * 3
     assert cache.get_activations(keys)[1].all()
     mean = mc_probabilities(head, features, passes=50, seed=0).mean(axis=0)
-    np.testing.assert_allclose(mean, PROBABILITIES, atol=1e-3)
+    # Its dropout masks were others; 50 passes leave an error of 0.01.
+    np.testing.assert_allclose(mean, PROBABILITIES, atol=0.03)
 
 
 def test_history_and_runner_are_read(data_dir: Path) -> None:

@@ -1,4 +1,4 @@
-"""Dropout masks: shared by all crops, and removing rows and columns changes nothing."""
+"""Dropout masks: shared by all crops, and adding up groups changes nothing."""
 
 from typing import Any
 
@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from backend.head import DROPOUT, Head, MaskedHead, draw_masks, fresh_head, mc_probabilities
+from benchmarks.independent_masks import independent_mc_probabilities
 
 N_CROPS, N_FEATURES, N_CLASSES = 7, 40, 4
 
@@ -24,18 +25,21 @@ def features() -> NDArray[Any]:
     return np.random.default_rng(2).normal(size=(N_CROPS, N_FEATURES)).astype(np.float32)
 
 
-def test_removed_rows_equal_the_masked_dense_computation(
-    head: Head, features: NDArray[Any]
-) -> None:
-    standardised = head.standardise(torch.from_numpy(features))
-    for mask in draw_masks(N_FEATURES, head.hidden_weight.shape[1], passes=5, seed=3):
-        inputs, hidden = torch.zeros(N_FEATURES), torch.zeros(head.hidden_weight.shape[1])
-        inputs[mask.inputs] = 1 / (1 - DROPOUT)
-        hidden[mask.hidden] = 1 / (1 - DROPOUT)
-        dense = torch.relu((standardised * inputs) @ head.hidden_weight + head.hidden_bias)
-        expected = ((dense * hidden) @ head.class_weight + head.class_bias) / head.temperature
-        masked = MaskedHead.of(head, mask, torch.float32)
-        torch.testing.assert_close(masked.logits(standardised), expected)
+@pytest.mark.parametrize("n_features", [40, 64, 200])
+def test_passes_equal_the_masked_dense_computation(n_features: int) -> None:
+    rng = np.random.default_rng(1)
+    mean, scale = torch.full((n_features,), 0.5), torch.full((n_features,), 2.0)
+    head = fresh_head(mean, scale, n_classes=N_CLASSES, rng=rng).with_temperature(1.5)
+    crops = torch.from_numpy(rng.normal(size=(N_CROPS, n_features)).astype(np.float32))
+    standardised = head.standardise(crops)
+    masks = draw_masks(*head.hidden_weight.shape, passes=5, seed=3)
+    scores = MaskedHead.of(head, masks).logits(standardised)
+    assert scores.shape == (5, N_CLASSES, N_CROPS)
+    for inputs, hidden, of_pass in zip(masks.inputs, masks.hidden, scores, strict=True):
+        kept = standardised * inputs / (1 - DROPOUT)
+        dense = torch.relu(kept @ head.hidden_weight + head.hidden_bias) * hidden / (1 - DROPOUT)
+        expected = (dense @ head.class_weight + head.class_bias) / head.temperature
+        torch.testing.assert_close(of_pass.T, expected)
 
 
 def test_masks_are_shared_by_all_crops(head: Head, features: NDArray[Any]) -> None:
@@ -46,31 +50,31 @@ def test_masks_are_shared_by_all_crops(head: Head, features: NDArray[Any]) -> No
     assert together.std(axis=0).max() > 0.01
 
 
-def test_about_half_of_the_units_are_kept() -> None:
+def test_every_feature_is_kept_in_half_of_the_passes() -> None:
     masks = draw_masks(1000, 1000, passes=20, seed=0)
-    kept = np.mean([len(mask.inputs) / 1000 for mask in masks])
-    assert kept == pytest.approx(1 - DROPOUT, abs=0.02)
+    assert (masks.inputs.sum(dim=0) == 10).all()
+    assert (masks.inputs[0::2] != masks.inputs[1::2]).all()
+    shares = masks.inputs.float().mean(dim=1)
+    assert shares.sub(1 - DROPOUT).abs().max() < 0.01  # groups of 15 and of 16
+    assert masks.hidden.float().mean() == pytest.approx(1 - DROPOUT, abs=0.02)
+    assert len({tuple(row) for row in masks.inputs.tolist()}) == 20
+
+
+def test_many_passes_agree_with_independent_masks_of_each_crop() -> None:
+    rng = np.random.default_rng(1)
+    head = fresh_head(torch.zeros(640), torch.ones(640), n_classes=N_CLASSES, rng=rng)
+    crops = rng.normal(size=(50, 640)).astype(np.float32)
+    ours = mc_probabilities(head, crops, passes=2000, seed=0)
+    independent = independent_mc_probabilities(head, crops, passes=2000, seed=0)
+    error = independent.std(axis=0) / 2000**0.5  # of the mean
+    assert (np.abs(ours.mean(axis=0) - independent.mean(axis=0)) < 8 * error).all()
+    spread = ours.std(axis=0) / independent.std(axis=0)
+    assert spread.mean() == pytest.approx(1, abs=0.02)
+    assert spread.min() > 0.8
+    assert spread.max() < 1.2
 
 
 def test_round_trip_through_tensors(head: Head, features: NDArray[Any]) -> None:
     copy = Head.from_tensors(head.to_tensors())
     inputs = torch.from_numpy(features)
     assert torch.equal(copy.logits(inputs), head.logits(inputs))
-
-
-def test_products_have_few_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For each shape that it has not met oneDNN compiles a product, and keeps it."""
-    rng = np.random.default_rng(1)
-    head = fresh_head(torch.zeros(2560), torch.ones(2560), n_classes=N_CLASSES, rng=rng)
-    shapes = set()
-
-    def logits(masked: MaskedHead, standardised: torch.Tensor) -> torch.Tensor:
-        shapes.add((*masked.hidden_weight.shape, len(standardised)))
-        return plain(masked, standardised)
-
-    plain = MaskedHead.logits
-    monkeypatch.setattr(MaskedHead, "logits", logits)
-    for n_crops in range(1, 700, 23):
-        crops = rng.normal(size=(n_crops, 2560)).astype(np.float32)
-        assert mc_probabilities(head, crops, passes=20, seed=0).shape == (20, n_crops, N_CLASSES)
-    assert len(shapes) <= 50  # of 20 masks and 31 numbers of crops
