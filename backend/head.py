@@ -19,8 +19,8 @@ FloatArray = NDArray[np.float32]
 
 DROPOUT = 0.5  # chance of a feature or hidden unit to be dropped
 HIDDEN_UNITS = 128
-# Features are kept or dropped in so many groups: half as many are worse, twice as many no better
-# (measured, docs/model.md).
+# Features are kept or dropped in so many groups; half or twice as many make passes that are about
+# as good (measured, docs/model.md).
 N_GROUPS = 64
 # Crops at a time: so few that the sums of their groups stay in the core's cache (measured).
 _BLOCK = 64
