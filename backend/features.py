@@ -19,6 +19,7 @@ from backend import pooling
 from backend.networks import DEFAULT_NETWORK, INPUT_PX, Network, build_network
 from backend.precision import fastest_precision
 from backend.weights import WantedWeights, digest_of
+from backend.winograd import quicken
 
 FloatArray = NDArray[np.float32]
 HalfArray = NDArray[np.float16]
@@ -109,6 +110,7 @@ class Trunk:
         self._batch = BATCH if device.type == "cpu" else GPU_BATCH
         self._taps = network.taps
         self._layers = _with_weights(network, tensors, device=device, precision=precision)
+        is_quickened = device.type == "cpu" and precision == torch.float32 and quicken(self._layers)
         self._mean = torch.tensor(_MEAN, device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(_STD, device=device).view(1, 3, 1, 1)
         self._fading = pooling.centre_weights(INPUT_PX, FADING_SIGMA).to(device)
@@ -118,7 +120,7 @@ class Trunk:
         recipe = (
             f"{network.name} {digest_of(tensors)} taps {network.taps} input {INPUT_PX} "
             f"pooling {pooling.RECIPE} fading {FADING_SIGMA} gain {AMPLITUDE_GAIN} "
-            f"{precision} {device.type} {TRANSFORM}"
+            f"{precision} {device.type} {TRANSFORM}{' winograd' if is_quickened else ''}"
         )
         self.trunk_id = hashlib.sha256(recipe.encode()).hexdigest()[:16]
 

@@ -46,12 +46,12 @@ def test_features_are_those_of_torchvisions_network(name: str, mode: str) -> Non
 
 @pytest.mark.parametrize(("n", "size_px"), [(0, INPUT_PX), (1, 320), (3, 224)])
 def test_vgg16_takes_any_number_and_size(n: int, size_px: int) -> None:
-    layers = seeded_trunk("vgg16")._layers
+    trunk = seeded_trunk("vgg16")
     whole = models.vgg16(weights=None).eval()
-    whole.load_state_dict(layers.state_dict(), strict=False)
+    whole.load_state_dict(seeded_tensors(build_network("vgg16")), strict=False)
     pictures = torch.rand(n, 3, size_px, size_px, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        (*_, found) = layers(pictures.to(next(layers.parameters()).dtype)).values()
+        (*_, found) = trunk._layers(pictures.to(trunk.precision)).values()
         expected = whole.features[:26](pictures)
     assert found.shape == (n, 512, size_px // 16, size_px // 16)
     np.testing.assert_allclose(found.float(), expected, rtol=5e-3, atol=5e-3)
