@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
-from torch.optim.adamw import adamw
 
 # Source: Kingma & Ba 2015, arXiv:1412.6980, algorithm 1; torch's defaults.
 BETA1, BETA2 = 0.9, 0.999
@@ -42,7 +41,7 @@ class AdamW:
         gradient = iter(gradients)
         learning_rate = self._learning_rate * (1 + math.cos(math.pi * self._done / self._steps)) / 2
         for group in self._groups:
-            group.move([next(gradient).contiguous() for _ in group.parameters], learning_rate)
+            group.move([next(gradient) for _ in group.parameters], learning_rate)
         self._done += 1
 
 
@@ -58,14 +57,15 @@ class _Group:
 
     @torch.no_grad()
     def move(self, gradients: list[Tensor], learning_rate: float) -> None:
-        adamw(
+        torch._foreach_add_(self._counts, 1)
+        # What torch.optim.AdamW calls, too; its way there takes a tenth of a training (measured).
+        torch._fused_adamw_(
             self.parameters,
             gradients,
             self._means,
             self._squares,
             [],
             self._counts,
-            fused=True,
             amsgrad=False,
             beta1=BETA1,
             beta2=BETA2,

@@ -12,7 +12,7 @@ CellAIError
   |   - UnknownProjectError    the backend is not connected to the project (HTTP 404)
   + TrainingError              the job fails, the serving version stays
       - SingleClassError       fewer than two classes have a label
-      - DivergedError          the loss or a weight is not finite
+      - DivergedError          a weight is not finite
 """
 
 from converters.errors import CellAIError
