@@ -15,7 +15,7 @@ from backend.features import load_trunk
 from backend.weights import resolve_weights
 from benchmarks.compute import Workload, measure_compute
 from benchmarks.finished import FinishedRuns, code_digest, features_digest
-from benchmarks.label_studio_import import import_seconds
+from benchmarks.label_studio_import import import_numbers
 from benchmarks.labelled_features import LabelledFeatures, read_labelled_features
 from benchmarks.learning import (
     BUDGET,
@@ -52,10 +52,9 @@ def main() -> None:
     results = Results(OUT / "part" if options.only else OUT, full=options.full)
     if "compute" in parts and options.data is None:
         _measure_compute(results, full=options.full)
-    if "import" in parts and options.data is None and "rescore_s_10k" in results.numbers:
-        results.add("import_s_10k", import_seconds(10_000))
-        share = results.numbers["rescore_s_10k"] / results.numbers["import_s_10k"]
-        results.add("rescore_10k_share_of_import", share)
+    if "import" in parts and options.data is None:
+        for name, value in import_numbers(load_trunk(_weights())):
+            results.add(name, value)
     if "learning" in parts:
         _measure_learning(results, options.data, full=options.full)
     results.write()

@@ -64,7 +64,8 @@ def measure_compute(work: Workload) -> Iterator[tuple[str, float]]:
 def trunk_numbers(work: Workload) -> Iterator[tuple[str, float]]:
     """Time per crop at native size and at 224 px, and its share of a large matrix product's speed.
 
-    The product is of two 4096 x 4096 matrices in the trunk's precision.
+    The product is of two 4096 x 4096 matrices in the trunk's precision. Multiplications are counted
+    as the library's convolutions make them, whose time is compared, too.
     """
     matrix = torch.randn(GEMM_SIDE, GEMM_SIDE).to(work.trunk.device, work.trunk.precision)
     pixels = np.concatenate([work.pixels, work.pixels])  # as many as the product reads at once
@@ -74,17 +75,37 @@ def trunk_numbers(work: Workload) -> Iterator[tuple[str, float]]:
         _ = matrix @ matrix
         _wait(work.trunk)
 
-    product_s, native_s, large_s = seconds_in_turn(
+    native_maps = _random_maps(work.trunk, BATCH, INPUT_PX)
+    library = _library_layers(work.trunk)
+
+    def library_forward() -> None:
+        with torch.inference_mode():
+            library(native_maps)
+        _wait(work.trunk)
+
+    product_s, native_s, large_s, library_s, ours_s = seconds_in_turn(
         product,
         lambda: work.trunk.extract(pixels, mode="rgb"),
         lambda: _run_layers(work.trunk, maps),
+        library_forward,
+        lambda: _run_layers(work.trunk, native_maps),
     )
     peak = 2 * GEMM_SIDE**3 / product_s
     yield "gemm_peak_gflop_s", peak / 1e9
     yield "trunk_ms_96", 1e3 * native_s / len(pixels)
     yield "trunk_fraction_of_peak_96", len(pixels) * trunk_flops(INPUT_PX) / native_s / peak
+    yield "library_convolutions_over_ours_96", library_s / ours_s
     yield "trunk_ms_224", 1e3 * large_s / len(maps)
     yield "trunk_fraction_of_peak_224", len(maps) * trunk_flops(224) / large_s / peak
+
+
+def _library_layers(trunk: Trunk) -> nn.Module:
+    """The trunk's network with all convolutions as torch has them, and random weights."""
+    layers = build_network(DEFAULT_NETWORK).layers.to_empty(device=trunk.device)
+    layers.requires_grad_(requires_grad=False)
+    for tensor in layers.parameters():
+        tensor.normal_(std=0.01)
+    return layers.to(trunk.precision).to(memory_format=torch.channels_last)
 
 
 def trunk_flops(size_px: int) -> float:

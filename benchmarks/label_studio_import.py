@@ -1,33 +1,49 @@
-"""How long a real Label Studio needs to import the predictions of a pool."""
+"""Rescoring a pool as a share of what a real Label Studio needs to import the result."""
 
 import secrets
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
+from backend.features import Trunk
 from backend.label_studio import LabelStudioClient
 from backend.prediction import prediction
+from benchmarks.timing import seconds_in_turn
+from benchmarks.versions import rescoring
 from converters.label_config import TEMPLATE_PATH, read_label_config
 from converters.label_studio import Connection
 from converters.launcher import LABEL_STUDIO_ENVIRONMENT, answers, label_studio_command
 from converters.processes import Children
 from converters.project import create_project
 
+N_CROPS = 10_000
 START_DEADLINE_S = 300
 
 
-def import_seconds(n_predictions: int) -> float:
-    """Seconds of one import of `n_predictions` predictions into as many tasks, SQLite.
-
-    Each has a class and its probabilities, as the product's have; which, makes no difference here.
+def import_numbers(trunk: Trunk) -> Iterator[tuple[str, float]]:
+    """Rescoring and the import of as many predictions, in turn, by name.
 
     Raises:
         TimeoutError: Label Studio did not start.
+    """
+    with rescoring(trunk, n_crops=N_CROPS) as rescore_pool, _importing(N_CROPS) as import_them:
+        rescore_s, import_s = seconds_in_turn(rescore_pool, import_them, repetitions=3)
+    yield "rescore_s_10k", rescore_s
+    yield "rescore_crops_s_10k", N_CROPS / rescore_s
+    yield "import_s_10k", import_s
+    yield "rescore_10k_share_of_import", rescore_s / import_s
+
+
+@contextmanager
+def _importing(n_predictions: int) -> Iterator[Callable[[], None]]:
+    """A task: import so many predictions into as many tasks, SQLite.
+
+    Each has a class and its probabilities, as the product's have; which, makes no difference here.
     """
     with _label_studio() as (url, api_key):
         connection = Connection(url, api_key)
@@ -47,9 +63,7 @@ def import_seconds(n_predictions: int) -> float:
             for task_id, row in zip(answer["task_ids"], drawn.astype(np.float32), strict=True)
         ]
         client = LabelStudioClient(url, api_key)
-        started = time.perf_counter()
-        client.import_predictions(project_id, rows)
-        return time.perf_counter() - started
+        yield lambda: client.import_predictions(project_id, rows)
 
 
 @contextmanager

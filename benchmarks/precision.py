@@ -1,5 +1,7 @@
 """The trunk in float32, bfloat16 and int8: how fast each is, and whether the head sees the same.
 
+In float32 it runs as torch's convolutions, the reference, and as the product runs it.
+
 int8 is no path of the product; what it would bring is measured here, so that the choice is one.
 """
 
@@ -37,7 +39,7 @@ _AT_ONCE = 8
 
 
 def measure_precision(weights: Path, source: Path) -> Iterator[tuple[str, float]]:
-    """Milliseconds per crop, and agreement with float32, of each precision.
+    """Milliseconds per crop, and agreement with the reference, of each precision.
 
     Args:
         weights: of VGG16.
@@ -45,7 +47,7 @@ def measure_precision(weights: Path, source: Path) -> Iterator[tuple[str, float]
 
     The agreement is of heads that were trained, on the same 300 labels, on features of their own
     precision: the macro-F1 of each on the other crops, the share of these that get the class that
-    float32 gives, and the rank correlation of their uncertainties.
+    the reference gives, and the rank correlation of their uncertainties.
     """
     crops = [c for c in iter_crops([source], options=ReadOptions()) if c.label is not None]
     chosen = np.random.default_rng(0).permutation(len(crops))[:N_CROPS]
@@ -84,7 +86,7 @@ def _head_says(features: FloatArray, labels: NDArray[np.int64]) -> FloatArray:
 
 
 def _trunks(weights: Path, calibration: UInt8Array) -> dict[str, Trunk]:
-    """By precision, float32 first, on the processor and, where there is one, the GPU.
+    """By precision, the reference first, on the processor and, where there is one, the GPU.
 
     The layers of one are replaced by whole numbers.
     """
@@ -95,9 +97,18 @@ def _trunks(weights: Path, calibration: UInt8Array) -> dict[str, Trunk]:
         tensors = {name: stored[name].float() for name in network.tensor_shapes()}
         return Trunk(network, tensors, device=torch.device(device), precision=precision)
 
-    exact, whole = trunk(torch.float32), trunk(torch.float32)
-    whole._layers = Int8Vgg16(exact._layers, exact._prepare(calibration, "rgb"))
-    trunks = {"float32": exact, "bfloat16": trunk(torch.bfloat16), "int8": whole}
+    library, whole = trunk(torch.float32), trunk(torch.float32)
+    library._layers = build_network(DEFAULT_NETWORK).layers.requires_grad_(requires_grad=False)
+    tensors = {name: stored[name].float() for name in library._layers.state_dict()}
+    library._layers.load_state_dict(tensors, assign=True)
+    library._layers.to(memory_format=torch.channels_last)
+    whole._layers = Int8Vgg16(library._layers, library._prepare(calibration, "rgb"))
+    trunks = {
+        "float32_library": library,
+        "float32": trunk(torch.float32),
+        "bfloat16": trunk(torch.bfloat16),
+        "int8": whole,
+    }
     if torch.cuda.is_available():
         trunks["float32_gpu"] = trunk(torch.float32, "cuda")
         trunks["bfloat16_gpu"] = trunk(torch.bfloat16, "cuda")

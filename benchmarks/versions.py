@@ -5,7 +5,8 @@ The features are synthetic: there are no 100,000 real cells here. Everything els
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -45,7 +46,10 @@ def measure_versions(trunk: Trunk, *, full: bool) -> Iterator[tuple[str, float]]
         full: whether to rescore 100,000 crops, too.
     """
     yield from retraining_numbers(trunk)
-    yield from rescoring_numbers(trunk, full=full)
+    if full:
+        with rescoring(trunk, n_crops=100_000) as rescore_pool:
+            yield "rescore_s_100k", (elapsed_s := seconds(rescore_pool, repetitions=1))
+        yield "rescore_crops_s_100k", 100_000 / elapsed_s
     yield from card_numbers()
     yield from cache_numbers(trunk)
 
@@ -75,48 +79,40 @@ def retraining_numbers(trunk: Trunk) -> Iterator[tuple[str, float]]:
     yield "retrain_cost_per_label_20000_over_2000", elapsed_s[20_000] / elapsed_s[2_000] / 10
 
 
-def rescoring_numbers(trunk: Trunk, *, full: bool) -> Iterator[tuple[str, float]]:
-    """From the tasks of a pool, all in the cache, to the rows that Label Studio imports."""
-    pools = [(10_000, "10k", 3), (100_000, "100k", 1)]
-    for n_crops, name, repetitions in pools if full else pools[:1]:
-        with tempfile.TemporaryDirectory() as folder:
-            reader, snapshot = _cached_project(Path(folder), trunk, n_crops)
-            elapsed_s = _rescoring_seconds(reader, snapshot, repetitions=repetitions)
-        yield f"rescore_s_{name}", elapsed_s
-        yield f"rescore_crops_s_{name}", n_crops / elapsed_s
+@contextmanager
+def rescoring(trunk: Trunk, *, n_crops: int) -> Iterator[Callable[[], None]]:
+    """A task: from those of a pool, all in the cache, to the rows that Label Studio imports."""
+    with tempfile.TemporaryDirectory() as folder:
+        reader, snapshot = _cached_project(Path(folder), trunk, n_crops)
+        known = reader.pool(snapshot.tasks[:N_LABELS], mode="auto")
+        assert known.is_readable.all()  # or pictures would be read instead of the cache
+        labels = np.array([snapshot.labels[task.id] for task in known.tasks])
+        settings = TrainingSettings()
+        groups = ["0"] * N_LABELS
+        head = fit(known.features, labels, groups, n_classes=N_CLASSES, settings=settings).head
+        parameters = ProjectParameters()
+        version = Version(
+            version="cellai-0001",
+            project_id=snapshot.project_id,
+            classes=LABEL_CONFIG.classes,
+            n_labels=N_LABELS,
+            labels_digest="",
+            trunk_id=reader.trunk.trunk_id,
+            parameters=parameters.model_dump(),
+            created_at="",
+        )
+        turns = count()
 
+        def rescore_pool() -> None:
+            # No version meets as many cells as the one before, so what is prepared for one number
+            # of them, such as compiled products, is no help with the next.
+            some = replace(snapshot, tasks=snapshot.tasks[next(turns) :])
+            pool = reader.pool(some.tasks, mode="auto")
+            rescored = rescore(some, pool, version, head, parameters=parameters, seed=0)
+            for _ in prediction_rows(some, pool, rescored, present=()):
+                pass
 
-def _rescoring_seconds(reader: FeatureReader, snapshot: Snapshot, *, repetitions: int) -> float:
-    known = reader.pool(snapshot.tasks[:N_LABELS], mode="auto")
-    assert known.is_readable.all()  # or pictures would be read instead of the cache
-    labels = np.array([snapshot.labels[task.id] for task in known.tasks])
-    settings = TrainingSettings()
-    groups = ["0"] * N_LABELS
-    head = fit(known.features, labels, groups, n_classes=N_CLASSES, settings=settings).head
-    parameters = ProjectParameters()
-    version = Version(
-        version="cellai-0001",
-        project_id=snapshot.project_id,
-        classes=LABEL_CONFIG.classes,
-        n_labels=N_LABELS,
-        labels_digest="",
-        trunk_id=reader.trunk.trunk_id,
-        parameters=parameters.model_dump(),
-        created_at="",
-    )
-
-    turns = count()
-
-    def rescore_pool() -> None:
-        # No version meets as many cells as the one before, so what is prepared for one number of
-        # them, such as compiled products, is no help with the next.
-        some = replace(snapshot, tasks=snapshot.tasks[next(turns) :])
-        pool = reader.pool(some.tasks, mode="auto")
-        rescored = rescore(some, pool, version, head, parameters=parameters, seed=0)
-        for _ in prediction_rows(some, pool, rescored, present=()):
-            pass
-
-    return seconds(rescore_pool, repetitions=repetitions)
+        yield rescore_pool
 
 
 def card_numbers() -> Iterator[tuple[str, float]]:
