@@ -225,8 +225,9 @@ def train_head(
     )
     draws = rng.choice(len(labels), size=(steps, BATCH), p=sampling_chances(labels))
     rows = rng.integers(len(views), size=draws.shape) * len(labels) + draws
-    # What dropout keeps is enlarged, to keep its mean: here all at once.
-    inputs = _ENLARGED * head.standardise(torch.from_numpy(np.concatenate(views)).to(device))
+    inputs = torch.from_numpy(np.concatenate(views)).to(device)
+    # In place: 400 MB for 20,000 labels. What dropout keeps is enlarged, to keep its mean.
+    inputs.sub_(head.mean).mul_(head.scale * _ENLARGED)
     truths = functional.one_hot(torch.from_numpy(labels[draws]), n_classes)
     with _one_thread(), torch.inference_mode():
         for drawn, truth, kept in zip(

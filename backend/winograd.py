@@ -15,7 +15,7 @@ _KERNEL = 3
 _OUTPUT = 6  # side of the part of a map that one tile gives: divides the sides of VGG16's maps
 _TILE = _OUTPUT + _KERNEL - 1
 _POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5)  # where polynomials are multiplied; and infinity
-_ONE = 1 * _TILE + 1  # the point (1, 1), whose value is added to the whole output
+_AT_ONE = 1 * _TILE + 1  # what stands at the point (1, 1) is added to all of the output
 # With fewer channels, moving the tiles takes longer than the multiplications that it saves, and
 # with more tiles at once they leave the processor's caches (measured, docs/model.md).
 _LEAST_CHANNELS = 128
@@ -64,7 +64,7 @@ class WinogradConv2d(nn.Module):
         values = (self._to_values @ places).view(_TILE**2, -1, channels)
         products = torch.bmm(values, self._kernels)
         if self._bias is not None:
-            products[_ONE] += self._bias
+            products[_AT_ONE] += self._bias
         output = self._to_output @ products.flatten(1)
         return output.view(_OUTPUT, _OUTPUT, n, rows, columns, -1).permute(2, 3, 0, 4, 1, 5)
 
