@@ -58,7 +58,7 @@ def measure_versions(trunk: Trunk, *, full: bool) -> Iterator[tuple[str, float]]
 def retraining_numbers(trunk: Trunk) -> Iterator[tuple[str, float]]:
     """Seconds and memory of one training on all labels of a pool, in both views."""
     elapsed_s: dict[int, list[float]] = {200: [], 2_000: [], 20_000: []}
-    added_mb = {}
+    added_mb: dict[int, float] = {}
     # The middle one again after the longest: the machine may be slower by then.
     for n_labels in (200, 2_000, 20_000, 2_000):
         features, labels = synthetic_features(n_labels, trunk.feature_dim)
