@@ -228,14 +228,12 @@ def train_head(
     inputs = torch.from_numpy(np.concatenate(views)).to(device)
     # In place: 400 MB for 20,000 labels. What dropout keeps is enlarged, to keep its mean.
     inputs.sub_(head.mean).mul_(head.scale * _ENLARGED)
-    truths = functional.one_hot(torch.from_numpy(labels[draws]), n_classes)
+    truths = functional.one_hot(torch.from_numpy(labels), n_classes).repeat(len(views), 1)
+    truths = truths.to(device, torch.float32)
+    masks = _dropout_masks(steps, *head.hidden_weight.shape, rng=rng, device=device)
     with _one_thread(), torch.inference_mode():
-        for drawn, truth, kept in zip(
-            torch.from_numpy(rows).to(device),
-            truths.to(device, torch.float32),
-            _dropout_masks(steps, *head.hidden_weight.shape, rng=rng, device=device),
-            strict=True,
-        ):
+        for drawn, kept in zip(torch.from_numpy(rows).to(device), masks, strict=True):
+            truth = truths.index_select(0, drawn)
             optimiser.step(gradients(head, inputs.index_select(0, drawn), truth, kept))
     _check_finite(weights + biases, settings)
     return head.to(CPU)
