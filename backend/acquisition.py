@@ -5,6 +5,7 @@ the plain normalised uncertainty as that allows; `uncertainty.score_from_priorit
 score of them.
 """
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -25,11 +26,7 @@ CANDIDATES = 400
 UNCERTAINTY_POWER = 2
 BALANCE_POWER = 0.25
 SIMILARITY_WEIGHT = 0.5
-
-CLUSTERS = 20
-COMPONENTS = 50
 REFERENCE_CROPS = 4096
-NEIGHBOURS = 20
 
 
 def queue_priorities(
@@ -102,7 +99,7 @@ def balanced_diverse_order(
     order = np.argsort(-value, kind="stable")
     candidates = order[:CANDIDATES]
     chosen = _choose_jointly(
-        _directions(pool_features, candidates),
+        _directions(pool_features[candidates], pool_features),
         probabilities[candidates],
         doubt[candidates],
         counts,
@@ -135,33 +132,14 @@ def _choose_jointly(
     return np.array(chosen, np.int64)
 
 
-def _directions(pool_features: FloatArray, candidates: IntArray) -> FloatArray:
-    """Standardised features of the candidates, scaled to length one."""
-    every = max(1, len(pool_features) // REFERENCE_CROPS)
-    reference = pool_features[::every]
+def _directions(features: FloatArray, pool_features: FloatArray) -> FloatArray:
+    """Features standardised as the pool's, scaled to length one."""
+    reference = pool_features[:: max(1, len(pool_features) // REFERENCE_CROPS)]
     mean, spread = reference.mean(axis=0), reference.std(axis=0)
     inverse = np.where(spread > 0, 1 / np.maximum(spread, 1e-6), 0)
-    standardised = (pool_features[candidates] - mean) * inverse
+    standardised = (features - mean) * inverse
     length = np.linalg.norm(standardised, axis=1, keepdims=True)
     return np.asarray(standardised / np.maximum(length, 1e-6), np.float32)
-
-
-def clusters_in_turn(value: Float64Array, cluster: IntArray) -> IntArray:
-    """Highest value first, every cluster in turn.
-
-    Args:
-        value: (N,).
-        cluster: cluster of each crop, (N,).
-
-    Returns:
-        The crops' indices in the wanted order, (N,).
-    """
-    order = np.argsort(-value, kind="stable")
-    turn = np.zeros(len(order), np.int64)
-    for member in np.unique(cluster):
-        of_cluster = order[cluster[order] == member]
-        turn[of_cluster] = np.arange(len(of_cluster))
-    return np.asarray(np.lexsort((-value, turn)), np.int64)
 
 
 def priorities_along(order: IntArray, uncertainty: Float64Array) -> Float64Array:
@@ -189,58 +167,66 @@ def priorities_along(order: IntArray, uncertainty: Float64Array) -> Float64Array
     return priorities
 
 
-def cold_start_priorities(pool_features: FloatArray, *, seed: int) -> Float64Array:
-    """Priorities without any label: typical crops of all clusters in turn.
+def cold_start_priorities(
+    pool_features: FloatArray, *, labelled_features: FloatArray
+) -> Float64Array:
+    """Priorities without a head: those crops first which together stand best for the whole pool.
+
+    The next crop is the one that most raises the sum, over all crops, of the similarity to the
+    nearest crop chosen or labelled: large groups come first, each by a crop of its middle, and
+    outliers late. Of a large pool every so many crops are compared; the others come last.
 
     Args:
-        pool_features: (N, D).
-        seed: of the clustering.
+        pool_features: (N, D) of the crops without a label.
+        labelled_features: (M, D) of those with one; M may be 0.
 
     Returns:
         (N,) in [0, 1], all different.
 
     Source:
-        Hacohen et al. 2022, "Active Learning on a Budget: Opposite Strategies Suit High and
-        Low Budgets" (TypiClust), arXiv:2202.02794.
+        Facility location: Wei, Iyer & Bilmes 2015, "Submodularity in Data Subset Selection and
+        Active Learning", section 3. Why not TypiClust: docs/model.md.
     """
-    from sklearn.cluster import KMeans  # noqa: PLC0415  slow, and only for versions without a head
-
     n_crops = len(pool_features)
-    if n_crops < 3:
-        return priorities_along(np.arange(n_crops), np.ones(n_crops))
-    rng = np.random.default_rng(seed)
-    reference = np.sort(rng.permutation(n_crops)[:REFERENCE_CROPS])
-    embedded = _embed(pool_features, reference)
-    typicality = _typicality(embedded, embedded[reference])
-    clusters = KMeans(min(CLUSTERS, n_crops), n_init=4, random_state=seed)
-    cluster = clusters.fit(embedded[reference]).predict(embedded)
-    order = clusters_in_turn(typicality, cluster.astype(np.int64))
-    return priorities_along(order, typicality)
+    if not n_crops:
+        return np.zeros(0)
+    compared = np.arange(0, n_crops, max(1, math.ceil(n_crops / REFERENCE_CROPS)))
+    directions = _directions(pool_features[compared], pool_features)
+    covered = np.zeros(len(compared), np.float32)
+    if len(labelled_features):
+        labelled = _directions(labelled_features, pool_features)
+        covered = (directions @ labelled.T).max(axis=1).clip(0)
+    gain = np.zeros(n_crops)
+    gain[compared] = _representation_gains(directions @ directions.T, covered)
+    return priorities_along(np.argsort(-gain, kind="stable"), gain)
 
 
-def _embed(features: FloatArray, reference: IntArray) -> FloatArray:
-    """Standardised features on the leading principal components of the reference crops."""
-    from sklearn.decomposition import PCA  # noqa: PLC0415  as above
+def _representation_gains(similarity: FloatArray, covered: FloatArray) -> Float64Array:
+    """What each crop adds to the mean similarity to the nearest chosen, when it is its turn.
 
-    known = features[reference]
-    spread = known.std(axis=0)
-    scale = np.where(spread > 0, 1 / np.maximum(spread, 1e-6), 0).astype(np.float32)
-    components = min(COMPONENTS, *known.shape)
-    pca = PCA(components, svd_solver="randomized", random_state=0).fit(known * scale)
-    return np.asarray(pca.transform(features * scale), np.float32)
+    Args:
+        similarity: of each to each, (N, N).
+        covered: largest similarity to what was chosen before, at least 0, (N,).
 
+    Returns:
+        (N,) in [0, 1]; of the crops behind the jointly chosen, what they would add after those.
 
-def _typicality(embedded: FloatArray, reference: FloatArray) -> Float64Array:
-    """Density around each crop, the mean distance to its neighbours turned into [0, 1]."""
-    count = min(NEIGHBOURS + 1, len(reference))
-    result = np.empty(len(embedded))
-    for start in range(0, len(embedded), 2048):
-        block = embedded[start : start + 2048]
-        squared = (block**2).sum(1)[:, None] + (reference**2).sum(1) - 2 * block @ reference.T
-        nearest = np.partition(squared, count - 1, axis=1)[:, :count]
-        result[start : start + 2048] = np.sqrt(np.maximum(nearest, 0)).mean(axis=1)
-    typical_distance = max(float(np.median(result)), 1e-12)
-    return np.asarray(1 / (1 + result / typical_distance))
+    Source:
+        The greedy choice is within 1 - 1/e of the best: Nemhauser, Wolsey & Fisher 1978. Gains only
+        fall, so that few have to be computed again: Minoux 1978, "Accelerated Greedy Algorithms for
+        Maximizing Submodular Set Functions".
+    """
+    gain = np.full(len(similarity), np.inf)
+    is_chosen = np.zeros(len(similarity), np.bool_)
+    while is_chosen.sum() < min(JOINTLY_CHOSEN, len(similarity)):
+        best = int(np.where(is_chosen, -1, gain).argmax())
+        gain[best] = np.maximum(similarity[best] - covered, 0).mean()
+        if gain[best] >= gain[~is_chosen].max():
+            is_chosen[best] = True
+            covered = np.maximum(covered, similarity[best])
+    left = np.flatnonzero(~is_chosen)
+    gain[left] = [np.maximum(similarity[row] - covered, 0).mean() for row in left]
+    return gain.clip(0, 1)
 
 
 def _random(mc_probabilities: FloatArray, seed: int) -> Float64Array:

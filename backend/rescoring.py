@@ -71,7 +71,7 @@ def rescore(
         snapshot: classes and labels.
         pool: features of the snapshot's tasks.
         version: whose head it is.
-        head: None orders the queue by typicality and diversity alone.
+        head: None orders the queue by what stands for the pool alone.
         parameters: of the project.
         seed: of dropout masks and of the order.
         device: where to train the heads of the second look.
@@ -81,7 +81,10 @@ def rescore(
     scores = np.full(len(pool.tasks), LAST)
     if head is None:
         if is_open.any():
-            priorities = cold_start_priorities(pool.features[is_open], seed=seed)
+            labelled_features = pool.features[is_labelled & pool.is_readable]
+            priorities = cold_start_priorities(
+                pool.features[is_open], labelled_features=labelled_features
+            )
             scores[is_open] = score_from_priority(priorities)
         return Rescored(version, None, None, scores)
 

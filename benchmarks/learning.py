@@ -256,7 +256,9 @@ def _fit(pool: LabelledFeatures, labelled: IntArray, *, settings: TrainingSettin
 def _first_cells(pool: LabelledFeatures, *, strategy: str, seed: int) -> IntArray:
     """The first batch: by cold start, or random for the baselines, which have none."""
     if strategy in {"cellai", "margin_after_cold_start"}:
-        return np.argsort(-cold_start_priorities(pool.features, seed=seed))[:BATCH]
+        return np.argsort(
+            -cold_start_priorities(pool.features, labelled_features=pool.features[:0])
+        )[:BATCH]
     return np.random.default_rng(seed).permutation(len(pool.labels))[:BATCH]
 
 

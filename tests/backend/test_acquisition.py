@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from backend import acquisition
 from backend.acquisition import (
     PRIORITY_STEP,
     balanced_diverse_order,
-    clusters_in_turn,
     cold_start_priorities,
     priorities_along,
     queue_priorities,
@@ -73,11 +73,6 @@ def test_numbers_that_are_none_give_no_order(strategy: str) -> None:
         queue_priorities(features, probabilities, labels, strategy=strategy, seed=0)
 
 
-def test_clusters_take_turns() -> None:
-    value = np.array([0.9, 0.8, 0.7, 0.6, 0.5])
-    assert clusters_in_turn(value, np.array([0, 0, 0, 1, 2])).tolist() == [0, 3, 4, 1, 2]
-
-
 def test_of_equally_uncertain_crops_the_rare_class_comes_first() -> None:
     features = np.eye(4, dtype=np.float32)
     probabilities = np.array([[0.6, 0.4, 0], [0.6, 0.4, 0], [0, 0.4, 0.6], [1, 0, 0]], np.float32)
@@ -107,19 +102,54 @@ def test_every_crop_is_ordered_once() -> None:
     assert sorted(order) == list(range(900))
 
 
-def test_cold_start_visits_every_cluster_first() -> None:
+def clustered_features() -> tuple[NDArray[np.float32], NDArray[np.intp]]:
+    """Five groups of 200 to 10 crops, and which each crop is of."""
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(5, 16)) * 20
     cluster = np.repeat(np.arange(5), [200, 100, 50, 20, 10])
-    features = (centres[cluster] + rng.normal(size=(380, 16))).astype(np.float32)
-    first = np.argsort(-cold_start_priorities(features, seed=0))[:25]
-    assert set(cluster[first]) == set(range(5))
+    return (centres[cluster] + rng.normal(size=(380, 16))).astype(np.float32), cluster
+
+
+def test_cold_start_takes_one_crop_of_each_group_the_largest_first() -> None:
+    features, cluster = clustered_features()
+    order = np.argsort(-cold_start_priorities(features, labelled_features=features[:0]))
+    assert cluster[order[:5]].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_cold_start_leaves_out_what_labels_stand_for() -> None:
+    features, cluster = clustered_features()
+    is_labelled = np.isin(np.arange(380), [0, 250])
+    order = np.argsort(
+        -cold_start_priorities(features[~is_labelled], labelled_features=features[is_labelled])
+    )
+    assert cluster[~is_labelled][order[:3]].tolist() == [2, 3, 4]
+
+
+def test_cold_start_choices_are_the_best_by_a_plain_greedy_search() -> None:
+    features = np.random.default_rng(1).normal(size=(200, 6)).astype(np.float32)
+    order = np.argsort(-cold_start_priorities(features, labelled_features=features[:0]))
+    standardised = (features - features.mean(axis=0)) / features.std(axis=0)
+    unit = standardised / np.linalg.norm(standardised, axis=1, keepdims=True)
+    similarity = unit @ unit.T
+    chosen: list[int] = []
+    for _ in range(30):
+        sums = [np.max(similarity[[*chosen, row]], axis=0).clip(0).sum() for row in range(200)]
+        chosen.append(int(np.argmax(sums)))
+    assert order[:30].tolist() == chosen
+
+
+def test_cold_start_of_more_crops_than_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acquisition, "REFERENCE_CROPS", 100)
+    features, cluster = clustered_features()
+    priorities = cold_start_priorities(features, labelled_features=features[:0])
+    assert len(np.unique(priorities)) == 380
+    assert set(cluster[np.argsort(-priorities)[:8]]) == set(range(5))
 
 
 @pytest.mark.parametrize("n_crops", [0, 1, 2, 3, 25])
 def test_cold_start_of_few_crops(n_crops: int) -> None:
     features = np.random.default_rng(0).normal(size=(n_crops, 8)).astype(np.float32)
-    assert cold_start_priorities(features, seed=0).shape == (n_crops,)
+    assert cold_start_priorities(features, labelled_features=features[:0]).shape == (n_crops,)
 
 
 def test_uncertainties_of_known_cases() -> None:
@@ -141,7 +171,7 @@ def test_same_pool_and_seed_give_the_same_order(strategy: str) -> None:
     np.testing.assert_array_equal(one, other)
 
 
-def test_same_pool_and_seed_give_the_same_cold_start() -> None:
+def test_the_same_pool_gives_the_same_cold_start() -> None:
     features = np.random.default_rng(0).normal(size=(500, 16)).astype(np.float32)
-    one, other = (cold_start_priorities(features, seed=3) for _ in range(2))
+    one, other = (cold_start_priorities(features, labelled_features=features[:0]) for _ in range(2))
     np.testing.assert_array_equal(one, other)
