@@ -146,12 +146,11 @@ class CardRefresh:
                 "Until then typical cells of every kind come first."
             )
             return [render_placeholder(reason, model_version=version.version)] * len(tasks)
-        activations, found = self._features.activations(tasks, mode=backlog.mode)
+        maps, found = self._features.maps(tasks, mode=backlog.mode)
         heat = gradcam(
             head,
-            self._features.trunk.readout,
             features=backlog.pool.features[rows],
-            activations=activations,
+            maps=maps,
             class_idx=predicted.probabilities[rows].argmax(axis=1),
             has_mask=np.array([has_mask(input_mode(task.data, backlog.mode)) for task in tasks]),
         )

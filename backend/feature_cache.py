@@ -1,4 +1,4 @@
-"""Features and activations on disk, by content.
+"""Features and maps on disk, by content.
 
 One SQLite file per trunk (`<folder>/<trunk id>/features.sqlite`): a crop's key is the
 SHA-256 of its pixels and mode, so a changed picture, mode, weight or transform never reads
@@ -22,11 +22,11 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
+from backend.compact_maps import CompactMaps
 from backend.features import Extracted, Trunk
 from backend.sqlite_damage import is_damage
 
 FloatArray = NDArray[np.float32]
-HalfArray = NDArray[np.float16]
 UInt8Array = NDArray[np.uint8]
 BoolArray = NDArray[np.bool_]
 
@@ -34,14 +34,16 @@ _log = logging.getLogger(__name__)
 _LOCK_TIMEOUT_S = 60.0
 _KEYS_PER_QUERY = 500  # SQLite's default limit of parameters is 999 in old builds
 
-# AUTOINCREMENT: ids only grow, so the span of ids counts the records without a scan.
+# AUTOINCREMENT: ids only grow, so the span of ids counts the records without a scan. Activations,
+# which maps replaced, are of caches that releases up to 0.1.0 left.
 _RECORDS = """
 CREATE TABLE IF NOT EXISTS features (
     id INTEGER PRIMARY KEY AUTOINCREMENT, key BLOB UNIQUE NOT NULL,
     checksum INTEGER NOT NULL, payload BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS activations (
+CREATE TABLE IF NOT EXISTS maps (
     id INTEGER PRIMARY KEY AUTOINCREMENT, key BLOB UNIQUE NOT NULL,
     checksum INTEGER NOT NULL, payload BLOB NOT NULL);
+DROP TABLE IF EXISTS activations;
 """
 _PICTURES = "CREATE TABLE IF NOT EXISTS pictures (identity BLOB PRIMARY KEY, key BLOB NOT NULL);"
 
@@ -64,8 +66,8 @@ class FeatureCache:
     Args:
         folder: root of all trunks' caches; made when missing.
         trunk: whose records these are.
-        max_bytes: size limit of the records; the oldest go first, activations (which only
-            maps need) before features. Records of other trunks go where all exceed it.
+        max_bytes: size limit of the records; the oldest go first, maps (which only
+            Grad-CAM needs) before features. Records of other trunks go where all exceed it.
     """
 
     def __init__(self, folder: Path, trunk: Trunk, *, max_bytes: int) -> None:
@@ -77,7 +79,7 @@ class FeatureCache:
         self._max_bytes = max_bytes
         self._feature_dim = trunk.feature_dim
         self._feature_bytes = 2 * trunk.feature_dim
-        self._activation_shape = trunk.activation_shape
+        self._map_shapes = trunk.map_shapes
 
     def get_features(self, keys: Sequence[str]) -> tuple[FloatArray, BoolArray]:
         """Features of crops by key.
@@ -88,31 +90,44 @@ class FeatureCache:
         Returns:
             float32 (N, D), zero where missing, and which were found, bool (N,).
         """
-        features, found = self._read("features", keys, (self._feature_dim,))
-        return features.astype(np.float32), found
+        features = np.zeros((len(keys), self._feature_dim), np.float32)
+        found = np.zeros(len(keys), np.bool_)
+        for rows, payload in self._stored("features", keys):
+            if len(payload) == self._feature_bytes:
+                features[rows] = np.frombuffer(payload, np.float16)
+                found[rows] = True
+        return features, found
 
-    def get_activations(self, keys: Sequence[str]) -> tuple[HalfArray, BoolArray]:
-        """Deepest activations of crops by key.
+    def get_maps(self, keys: Sequence[str]) -> tuple[CompactMaps, BoolArray]:
+        """Maps of crops by key.
 
         Args:
             keys: N content keys.
 
         Returns:
-            float16 (N, C, h, w), zero where missing, and which were found, bool (N,).
+            Maps of N crops, zero where missing, and which were found, bool (N,).
         """
-        return self._read("activations", keys, self._activation_shape)
+        maps = CompactMaps.empty(len(keys), self._map_shapes)
+        found = np.zeros(len(keys), np.bool_)
+        for rows, payload in self._stored("maps", keys):
+            for row in rows:
+                maps.fill_from_bytes(row, payload)
+            found[rows] = True
+        return maps, found
 
     def put_many(self, keys: Sequence[str], extracted: Extracted) -> None:
         """Store crops; all of them or, after a crash, none.
 
         Args:
             keys: N content keys.
-            extracted: features and activations of the same N crops.
+            extracted: features and maps of the same N crops.
         """
         binary = [bytes.fromhex(key) for key in keys]
         with self._records.transaction() as connection:
-            _insert(connection, "features", binary, extracted.features.astype(np.float16))
-            _insert(connection, "activations", binary, extracted.activations)
+            features = (row.tobytes() for row in extracted.features.astype(np.float16))
+            _insert(connection, "features", binary, features)
+            maps = (extracted.maps.to_bytes(row) for row in range(len(keys)))
+            _insert(connection, "maps", binary, maps)
             self._evict(connection)
         self._make_room()
 
@@ -146,31 +161,25 @@ class FeatureCache:
             connection.executemany("INSERT OR REPLACE INTO pictures VALUES (?, ?)", rows)
             _keep_newest(connection, "pictures", self._max_bytes // self._feature_bytes)
 
-    def _read(
-        self, table: str, keys: Sequence[str], shape: tuple[int, ...]
-    ) -> tuple[HalfArray, BoolArray]:
-        values = np.zeros((len(keys), *shape), np.float16)
-        found = np.zeros(len(keys), np.bool_)
+    def _stored(self, table: str, keys: Sequence[str]) -> Iterator[tuple[list[int], bytes]]:
+        """Undamaged records, each with the places of its key among the keys."""
         places: dict[bytes, list[int]] = {}
         for place, key in enumerate(keys):
             places.setdefault(bytes.fromhex(key), []).append(place)
         with self._records.reading() as connection:
             rows = _select(connection, "key, checksum, payload", table, "key", list(places))
             for key, checksum, payload in rows:
-                if len(payload) == values[:1].nbytes and zlib.crc32(payload, 1) == checksum:
-                    values[places[key]] = np.frombuffer(payload, np.float16).reshape(shape)
-                    found[places[key]] = True
-        return values, found
+                if zlib.crc32(payload, 1) == checksum:
+                    yield places[key], payload
 
     def _evict(self, connection: sqlite3.Connection) -> None:
         """Delete the oldest records above the size limit."""
-        activation_bytes = 2 * int(np.prod(self._activation_shape))
         n_features = _span(connection, "features")
-        n_activations = _span(connection, "activations")
+        n_maps = _span(connection, "maps")
         keep_features = min(n_features, self._max_bytes // self._feature_bytes)
         left_bytes = self._max_bytes - keep_features * self._feature_bytes
         _keep_newest(connection, "features", keep_features)
-        _keep_newest(connection, "activations", min(n_activations, left_bytes // activation_bytes))
+        _keep_newest(connection, "maps", min(n_maps, left_bytes // _recent_bytes(connection)))
 
     def _make_room(self) -> None:
         """Delete the records of other trunks, the longest unused first, while all are too many."""
@@ -270,10 +279,9 @@ def _identity(identity: str, mode: str) -> bytes:
 
 
 def _insert(
-    connection: sqlite3.Connection, table: str, keys: Sequence[bytes], values: HalfArray
+    connection: sqlite3.Connection, table: str, keys: Sequence[bytes], payloads: Iterator[bytes]
 ) -> None:
     # The start value 1 makes the checksum of an all-zero record differ from zero.
-    payloads = (np.ascontiguousarray(value).tobytes() for value in values)
     rows = (
         (key, zlib.crc32(payload, 1), payload) for key, payload in zip(keys, payloads, strict=True)
     )
@@ -301,6 +309,14 @@ def _span(connection: sqlite3.Connection, table: str) -> int:
         f"SELECT coalesce(max(id) - min(id) + 1, 0) FROM {table}"  # noqa: S608 (table is ours)
     ).fetchone()
     return int(row[0])
+
+
+def _recent_bytes(connection: sqlite3.Connection) -> int:
+    """Size of a record of maps, which depends on the crop: the mean of the newest."""
+    row = connection.execute(
+        "SELECT avg(length(payload)) FROM (SELECT payload FROM maps ORDER BY id DESC LIMIT 64)"
+    ).fetchone()
+    return max(1, round(row[0] or 0))
 
 
 def _keep_newest(connection: sqlite3.Connection, table: str, count: int) -> None:

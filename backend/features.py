@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from backend import pooling
+from backend.compact_maps import CompactMaps, kept_shapes
 from backend.networks import DEFAULT_NETWORK, INPUT_PX, Network, build_network
 from backend.precision import fastest_precision
 from backend.weights import WantedWeights, digest_of
 from backend.winograd import quicken
 
 FloatArray = NDArray[np.float32]
-HalfArray = NDArray[np.float16]
 UInt8Array = NDArray[np.uint8]
 
 BATCH = 32
@@ -57,33 +57,16 @@ class Extracted:
     Attributes:
         features: pooled taps, float32 (N, D), each value exactly a float16 (so that
             cached and fresh features are equal).
-        activations: deepest tap, float16 (N, C, h, w).
+        maps: the taps, as they are kept for Grad-CAM.
     """
 
     features: FloatArray
-    activations: HalfArray
+    maps: CompactMaps
 
     def of_crop(self, index: int) -> "Extracted":
         """The part of one crop, N = 1."""
         own = slice(index, index + 1)
-        return Extracted(self.features[own], self.activations[own])
-
-
-@dataclass(frozen=True, slots=True)
-class Readout:
-    """Where the two numbers of each map of the deepest tap lie among the features.
-
-    See `pooling.pooled`.
-    """
-
-    first: slice
-    second: slice
-
-    @classmethod
-    def of(cls, *, feature_dim: int, n_maps: int) -> "Readout":
-        """The deepest tap comes last: first numbers of all its maps, then the second ones."""
-        between = feature_dim - n_maps
-        return cls(slice(between - n_maps, between), slice(between, feature_dim))
+        return Extracted(self.features[own], self.maps.rows(own))
 
 
 class Trunk:
@@ -114,9 +97,8 @@ class Trunk:
         self._mean = torch.tensor(_MEAN, device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(_STD, device=device).view(1, 3, 1, 1)
         self._fading = pooling.centre_weights(INPUT_PX, FADING_SIGMA).to(device)
-        self.activation_shape = network.map_shapes[-1]
+        self.map_shapes = kept_shapes(network.map_shapes)
         self.feature_dim = 2 * sum(channels for channels, _, _ in network.map_shapes)
-        self.readout = Readout.of(feature_dim=self.feature_dim, n_maps=self.activation_shape[0])
         recipe = (
             f"{network.name} {digest_of(tensors)} taps {network.taps} input {INPUT_PX} "
             f"pooling {pooling.RECIPE} fading {FADING_SIGMA} gain {AMPLITUDE_GAIN} "
@@ -125,36 +107,32 @@ class Trunk:
         self.trunk_id = hashlib.sha256(recipe.encode()).hexdigest()[:16]
 
     def extract(self, pixels: UInt8Array, *, mode: str) -> Extracted:
-        """Features and deepest activations of N crops.
+        """Features and maps of N crops.
 
         Args:
             pixels: uint8 (N, S, S, 3) as `converters.rendering.model_input` makes them.
             mode: "phase", "amplitude", "both" or "rgb".
 
         Returns:
-            N features and activations; N may be 0.
+            N features and maps; N may be 0.
         """
-        batches = [
-            self._pooled(pixels[start : start + self._batch], mode)
-            for start in range(0, len(pixels), self._batch)
-        ]
-        if not batches:
-            return Extracted(
-                np.zeros((0, self.feature_dim), np.float32),
-                np.zeros((0, *self.activation_shape), np.float16),
-            )
-        features = torch.cat([pooled for pooled, _ in batches]).half().float()
-        activations = torch.cat([deepest for _, deepest in batches]).half()
-        return Extracted(features.cpu().numpy(), activations.cpu().numpy())
+        features = np.zeros((len(pixels), self.feature_dim), np.float32)
+        maps = CompactMaps.empty(len(pixels), self.map_shapes)
+        for start in range(0, len(pixels), self._batch):
+            batch = slice(start, start + self._batch)
+            pooled, taps = self._pooled(pixels[batch], mode)
+            features[batch] = pooled.half().float().cpu().numpy()
+            maps.put(batch, CompactMaps.of(taps))
+        return Extracted(features, maps)
 
-    def _pooled(self, pixels: UInt8Array, mode: str) -> tuple[Tensor, Tensor]:
-        """Taps of one batch of crops, as `pool_maps` gives them."""
+    def _pooled(self, pixels: UInt8Array, mode: str) -> tuple[Tensor, list[Tensor]]:
+        """One batch of crops, as `pool_maps` gives it."""
         maps = self._prepare(pixels, mode)
         if self.device.type != "cpu":
             maps = functional.pad(maps, (0, 0, 0, 0, 0, 0, 0, self._batch - len(maps)))
             maps = maps.contiguous(memory_format=torch.channels_last)
-        pooled, deepest = self.pool_maps(maps, mode)
-        return pooled[: len(pixels)], deepest[: len(pixels)]
+        pooled, taps = self.pool_maps(maps, mode)
+        return pooled[: len(pixels)], [tap[: len(pixels)] for tap in taps]
 
     def _prepare(self, pixels: UInt8Array, mode: str) -> Tensor:
         """Trunk input (n, 3, INPUT_PX, INPUT_PX), normalised as for ImageNet."""
@@ -171,7 +149,7 @@ class Trunk:
         return normalised.to(self.precision).contiguous(memory_format=torch.channels_last)
 
     @torch.inference_mode()
-    def pool_maps(self, maps: Tensor, mode: str) -> tuple[Tensor, Tensor]:
+    def pool_maps(self, maps: Tensor, mode: str) -> tuple[Tensor, list[Tensor]]:
         """Taps of prepared pictures.
 
         Args:
@@ -179,15 +157,12 @@ class Trunk:
             mode: "phase", "amplitude", "both" or "rgb".
 
         Returns:
-            Pooled taps (n, D) float32 and the deepest tap (n, C, h, w).
+            Pooled taps (n, D) float32, and the taps (n, C, h, w), shallowest first.
         """
         tapped = self._layers(maps)
-        numbers = [
-            part
-            for tap in self._taps
-            for part in pooling.pooled(tapped[tap], has_mask=has_mask(mode))
-        ]
-        return torch.cat(numbers, dim=1), tapped[self._taps[-1]]
+        taps = [tapped[name] for name in self._taps]
+        numbers = [part for tap in taps for part in pooling.pooled(tap, has_mask=has_mask(mode))]
+        return torch.cat(numbers, dim=1), taps
 
 
 def has_mask(mode: str) -> bool:

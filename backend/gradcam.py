@@ -1,16 +1,16 @@
-"""Grad-CAM from cached activations: only the head and the pooling are differentiated.
+"""Grad-CAM from cached maps: only the head and the pooling are differentiated.
 
-The trunk is frozen and its deepest tap is cached, so no picture and no backward pass
-through the trunk is needed.
+The trunk is frozen and its taps are cached, so no picture and no pass through the trunk is needed.
 """
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from backend import pooling
-from backend.features import Readout
+from backend.compact_maps import CompactMaps
 from backend.head import Head
 
 FloatArray = NDArray[np.float32]
@@ -19,32 +19,31 @@ _EPSILON = 1e-8
 
 def gradcam(
     head: Head,
-    readout: Readout,
     *,
     features: FloatArray,
-    activations: NDArray[np.float16] | FloatArray,
+    maps: CompactMaps,
     class_idx: NDArray[np.int64],
     has_mask: NDArray[np.bool_],
 ) -> FloatArray:
     """Where each crop speaks for a class.
 
-    The layer that is looked at is the last one before the sums over all places: the deepest maps,
-    weighted as the pooling weights them (`pooling.summands`). There the gradient is the same at
-    every place, so that the weight of a map, its mean, loses nothing: the map shows what each place
-    adds to the score. One layer before, at the deepest convolution, the mean is zero for the second
-    number of each map, which half of what the head knows is made of, and corners that the pooling
-    hardly counts would shine.
+    The layer that is looked at is the last one before the sums over all places: the maps of all
+    taps, weighted as the pooling weights them and brought to one size. There the gradient is the
+    same at every place, so that the weight of a map, its mean, loses nothing: the heat is what each
+    place adds to the score, by all that the head reads. At the deepest convolution the mean is zero
+    for the second number of each map, which half of what the head knows is made of; and its places
+    are a sixth of the crop wide, wider than a platelet.
 
     Args:
         head: trained head.
-        readout: place of the deepest tap among the features.
         features: (N, D).
-        activations: deepest tap, (N, C, h, w).
-        class_idx: (N,) class of which the map is asked.
+        maps: of the same crops.
+        class_idx: (N,) class of which the heat is asked.
         has_mask: (N,) whether a channel of the trunk's input outlined the cell, see `pooling`.
 
     Returns:
-        (N, h, w) float32 in [0, 1], largest value 1 where any pixel speaks for the class.
+        (N, h, h) float32 in [0, 1], largest value 1 where any place speaks for the class; h of the
+        largest maps.
 
     Source:
         Selvaraju et al. 2017, "Grad-CAM", eq. 1 and 2, arXiv:1610.02391; before a sum over all
@@ -53,23 +52,34 @@ def gradcam(
     inputs = torch.from_numpy(features).requires_grad_()
     scores = head.logits(inputs).gather(1, torch.from_numpy(class_idx)[:, None])
     (gradient,) = torch.autograd.grad(scores.sum(), inputs)
-    first_weights, second_weights = gradient[:, readout.first], gradient[:, readout.second]
-    spread = inputs.detach()[:, readout.second]
-    maps = torch.from_numpy(activations)
-    heat = torch.empty(maps[:, 0].shape)
+    added = torch.empty(len(features), *maps.shapes[0][1:])
     for masked in np.unique(has_mask):
-        rows = torch.from_numpy(np.flatnonzero(has_mask == masked))
-        first, second = pooling.summands(maps[rows], has_mask=bool(masked))
-        # With a mask the sum is squared spread: by the chain rule, half of 1 / spread.
-        scale = 1 / (2 * spread[rows]) if masked else 1.0
-        heat[rows] = _weighted_sum(first_weights[rows], first) + _weighted_sum(
-            second_weights[rows] * scale, second
+        rows = np.flatnonzero(has_mask == masked)
+        added[rows] = _added_by_place(
+            maps.rows(rows), gradient[rows], inputs.detach()[rows], has_mask=bool(masked)
         )
-    heat = torch.relu(heat)
+    heat = torch.relu(added)
     heat = heat - heat.amin(dim=(1, 2), keepdim=True)
     return (heat / (heat.amax(dim=(1, 2), keepdim=True) + _EPSILON)).numpy()
 
 
-def _weighted_sum(weights: Tensor, maps: Tensor) -> Tensor:
-    """Of maps (n, C, h, w) by weights (n, C); (n, h, w)."""
-    return torch.einsum("nc,nchw->nhw", weights, maps)
+def _added_by_place(
+    maps: CompactMaps, weights: Tensor, features: Tensor, *, has_mask: bool
+) -> Tensor:
+    """What each place adds to a weighted sum of the features, (n, D) both; (n, h, h)."""
+    size = maps.shapes[0][1:]
+    added = torch.zeros(len(features), *size)
+    start = 0
+    for (channels, height, _), tap in zip(maps.shapes, maps.restored(), strict=True):
+        own = slice(start, start + 2 * channels)
+        start = own.stop
+        coarse = pooling.added_by_place(
+            tap,
+            weights[:, own].reshape(-1, 2, channels),
+            features[:, own].reshape(-1, 2, channels),
+            has_mask=has_mask,
+        )
+        # Spread over the smaller places, it stays the same in all.
+        fine = functional.interpolate(coarse[:, None], size, mode="bilinear")[:, 0]
+        added += fine * (height / size[0]) ** 2
+    return added

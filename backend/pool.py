@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.compact_maps import CompactMaps
 from backend.errors import PredictionError
 from backend.feature_cache import FeatureCache, content_key
 from backend.features import Extracted, Trunk, load_trunk
@@ -20,7 +21,6 @@ from backend.settings import Settings
 from backend.weights import resolve_weights
 
 FloatArray = NDArray[np.float32]
-HalfArray = NDArray[np.float16]
 UInt8Array = NDArray[np.uint8]
 BoolArray = NDArray[np.bool_]
 Progress = Callable[[int, int], None]
@@ -95,17 +95,17 @@ class FeatureReader:
             return False
         return True
 
-    def activations(self, tasks: Sequence[Task], *, mode: str) -> tuple[HalfArray, BoolArray]:
-        """Deepest activations of a few tasks, float16 (N, C, h, w), and which are readable.
+    def maps(self, tasks: Sequence[Task], *, mode: str) -> tuple[CompactMaps, BoolArray]:
+        """Maps of a few tasks and which are readable, bool (N,).
 
         Those that are not were told by the `pool` before.
         """
         keys = self._keys(tasks, mode)
-        activations, found = self._cache.get_activations([key or _NO_KEY for key in keys])
+        maps, found = self._cache.get_maps([key or _NO_KEY for key in keys])
         for row, extracted in self._extract(tasks, np.flatnonzero(~found), mode, refused={}):
-            activations[row] = extracted.activations[0]
+            maps.put(row, extracted.maps)
             found[row] = True
-        return activations, found
+        return maps, found
 
     def _keys(self, tasks: Sequence[Task], mode: str, *, turned: bool = False) -> list[str | None]:
         """Content keys of pictures that were seen before, None for the others."""

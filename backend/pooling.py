@@ -6,6 +6,8 @@ neighbours look like it: there the surroundings, and what the centre has beyond 
 (measured, docs/model.md).
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -52,26 +54,35 @@ def pooled(maps: Tensor, *, has_mask: bool) -> tuple[Tensor, Tensor]:
     return first, second
 
 
-def summands(maps: Tensor, *, has_mask: bool) -> tuple[Tensor, Tensor]:
-    """What each place of a map adds to its two numbers: the maps that are summed, weights and all.
+def added_by_place(maps: Tensor, weights: Tensor, numbers: Tensor, *, has_mask: bool) -> Tensor:
+    """What each place of the maps adds to a weighted sum of their numbers.
+
+    The spread is no sum over places but the root of one, whose slope takes its place.
 
     Args:
-        maps: (n, C, h, h).
+        maps: float32 (n, h * h, C).
+        weights: of the numbers, (n, 2, C).
+        numbers: of the maps, as `pooled` gives them, (n, 2, C).
         has_mask: as in `pooled`.
 
     Returns:
-        Two float32 tensors (n, C, h, h). The sum of the first over the places is the first of the
-        two numbers; the sum of the second is the second number or, with a mask, its square.
+        (n, h, h).
     """
-    maps = maps.float()
-    size_px = maps.shape[-1]
-    zones = _zones(size_px, has_mask=has_mask).to(maps.device).view(-1, size_px, size_px)
+    size_px = math.isqrt(maps.shape[1])
+    zones = _zones(size_px, has_mask=has_mask)
     if has_mask:
-        weighted = maps * zones[0]
-        mean = weighted.sum(dim=(2, 3), keepdim=True)
-        return weighted, (maps - mean) ** 2 * zones[0]
-    surroundings, centre = zones
-    return maps * surroundings, maps * (centre - surroundings)
+        mean, spread = numbers.unbind(dim=1)
+        slope = weights[:, 1] / (2 * spread)
+        # first * a + slope * (a - mean)^2, of all maps
+        linear = maps @ (weights[:, 0] - 2 * slope * mean)[..., None]
+        squared = maps.square() @ slope[..., None]
+        constant = (slope * mean**2).sum(dim=1)[:, None]
+        added = zones[0] * (linear[..., 0] + squared[..., 0] + constant)
+    else:
+        surroundings, centre = zones
+        of_first, of_second = (maps @ weights.transpose(1, 2)).unbind(dim=2)
+        added = surroundings * of_first + (centre - surroundings) * of_second
+    return added.view(-1, size_px, size_px)
 
 
 def _zones(size_px: int, *, has_mask: bool) -> Tensor:

@@ -20,6 +20,7 @@ from torchcam.methods import GradCAM
 from torchvision.models import vgg16
 from torchvision.models.vgg import cfgs, make_layers
 
+from backend.compact_maps import CompactMaps
 from backend.feature_cache import FeatureCache, content_key
 from backend.features import BATCH, Trunk
 from backend.gradcam import gradcam
@@ -181,33 +182,31 @@ def _predict_unseen(
     assert not found.any()
     extracted = trunk.extract(pixels, mode="rgb")
     cache.put_many(keys, extracted)
-    return _predict_extracted(trunk, head, extracted.features, extracted.activations)
+    return _predict_extracted(head, extracted.features, extracted.maps)
 
 
 def _predict_maps(trunk: Trunk, head: Head, maps: Tensor) -> FloatArray:
-    features, activations = _run_layers(trunk, maps)
-    return _predict_extracted(trunk, head, features.cpu().numpy(), activations.half().cpu().numpy())
+    features, kept = _run_layers(trunk, maps)
+    return _predict_extracted(head, features.cpu().numpy(), kept)
 
 
-def _predict_extracted(
-    trunk: Trunk, head: Head, features: FloatArray, activations: NDArray[np.float16]
-) -> FloatArray:
+def _predict_extracted(head: Head, features: FloatArray, maps: CompactMaps) -> FloatArray:
     predicted = predict(head, features, passes=PASSES, seed=0)
     return gradcam(
         head,
-        trunk.readout,
         features=features,
-        activations=activations,
+        maps=maps,
         class_idx=predicted.probabilities.argmax(axis=1),
         has_mask=np.zeros(len(features), np.bool_),
     )
 
 
-def _run_layers(trunk: Trunk, maps: Tensor) -> tuple[Tensor, Tensor]:
-    """The trunk as it runs, on maps of any size, in its usual batches."""
-    batches = [trunk.pool_maps(part, "rgb") for part in torch.split(maps, BATCH)]
+def _run_layers(trunk: Trunk, maps: Tensor) -> tuple[Tensor, CompactMaps]:
+    """The trunk as it runs, on maps of one batch and any size."""
+    pooled, taps = trunk.pool_maps(maps, "rgb")
+    kept = CompactMaps.of(taps)
     _wait(trunk)
-    return torch.cat([pooled for pooled, _ in batches]), torch.cat([last for _, last in batches])
+    return pooled, kept
 
 
 @torch.inference_mode()

@@ -11,7 +11,6 @@ from torch.nn import functional
 
 from backend.acquisition import queue_priorities
 from backend.feature_cache import FeatureCache
-from backend.features import Readout
 from backend.gradcam import gradcam
 from backend.head import Head, fresh_head, mc_probabilities
 from backend.networks import INPUT_PX
@@ -34,7 +33,7 @@ def measure_model(data: LabelledFeatures, cache: FeatureCache) -> Iterator[tuple
 
     Args:
         data: at least LEAST_LABELS labelled crops.
-        cache: holds their activations.
+        cache: holds their maps.
     """
     rows = np.random.default_rng(0).permutation(len(data.labels))
     known = data.rows(rows[:N_LABELS])
@@ -95,18 +94,17 @@ def _map_numbers(
     Source:
         Adebayo et al. 2018, "Sanity Checks for Saliency Maps", arXiv:1810.03292.
     """
-    activations, found = cache.get_activations(cells.keys)
-    readable = cells.rows(np.flatnonzero(found))
-    readout = Readout.of(feature_dim=cells.features.shape[1], n_maps=activations.shape[1])
+    kept, found = cache.get_maps(cells.keys)
+    rows = np.flatnonzero(found)
+    readable = cells.rows(rows)
     random_head = fresh_head(
         head.mean, head.scale, n_classes=head.n_classes, rng=np.random.default_rng(1)
     )
     maps, random_maps = (
         gradcam(
             some,
-            readout,
             features=readable.features,
-            activations=activations[found],
+            maps=kept.rows(rows),
             class_idx=readable.labels,
             has_mask=readable.has_mask,
         )

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from seeded_networks import seeded_trunk
 
+from backend.compact_maps import CompactMaps
 from backend.feature_cache import FeatureCache, content_key
 from backend.features import Extracted, Trunk, fit_to_input
 from backend.networks import INPUT_PX
@@ -36,7 +37,11 @@ def test_extraction_is_the_same_each_time_and_in_any_batch(
 ) -> None:
     together = trunk.extract(pixels, mode="both")
     assert together.features.shape == (3, trunk.feature_dim)
-    assert together.activations.shape == (3, *trunk.activation_shape)
+    assert [tuple(tap.shape) for tap in together.maps.restored()] == [
+        (3, 144, 256),
+        (3, 144, 512),
+        (3, 36, 512),
+    ]
     alone = trunk.extract(pixels[1:2], mode="both")
     np.testing.assert_allclose(together.features[1], alone.features[0], rtol=1e-2, atol=1e-3)
     again = trunk.extract(pixels, mode="both")
@@ -59,9 +64,10 @@ def test_round_trip_and_missing(trunk: Trunk, pixels: NDArray[Any], tmp_path: Pa
     features, found = reopened.get_features([*keys, "00" * 32])
     assert found.tolist() == [True, True, True, False]
     np.testing.assert_array_equal(features[:3], extracted.features)
-    activations, found = reopened.get_activations(keys)
-    assert found.all()
-    np.testing.assert_array_equal(activations, extracted.activations)
+    maps, found = reopened.get_maps([*keys, "00" * 32])
+    assert found.tolist() == [True, True, True, False]
+    np.testing.assert_array_equal(maps.values[:3], extracted.maps.values)
+    np.testing.assert_array_equal(maps.scales[:3], extracted.maps.scales)
 
 
 def test_file_that_is_damaged_while_it_is_used_is_built_anew(
@@ -120,13 +126,13 @@ def test_other_weights_never_read_these_records(
 
 
 def test_size_is_bounded(trunk: Trunk, pixels: NDArray[Any], tmp_path: Path) -> None:
-    record = 2 * (trunk.feature_dim + int(np.prod(trunk.activation_shape)))
-    cache = FeatureCache(tmp_path, trunk, max_bytes=2 * record)
+    of_maps = max(len(trunk.extract(pixels, mode="both").maps.to_bytes(row)) for row in range(3))
+    cache = FeatureCache(tmp_path, trunk, max_bytes=2 * (2 * trunk.feature_dim + of_maps))
     keys = [content_key(crop, mode="both") for crop in pixels]
     for key, crop in zip(keys, pixels, strict=True):
         cache.put_many([key], trunk.extract(crop[np.newaxis], mode="both"))
     assert cache.get_features(keys)[1][-1]
-    kept = cache.get_activations(keys)[1]
+    kept = cache.get_maps(keys)[1]
     assert not kept[0]
     assert kept[-1]
 
@@ -176,8 +182,10 @@ PATIENCE_S = 180  # a process of its own first loads torch
 def made_up(trunk: Trunk, number: int) -> tuple[str, Extracted]:
     """A record all of whose values tell its number."""
     features = np.full((1, trunk.feature_dim), number, np.float32)
-    activations = np.full((1, *trunk.activation_shape), number, np.float16)
-    return f"{number:064x}", Extracted(features, activations)
+    maps = CompactMaps.empty(1, trunk.map_shapes)
+    maps.values[:] = 1
+    maps.scales[:] = number
+    return f"{number:064x}", Extracted(features, maps)
 
 
 def write_on(folder: Path, count: int) -> None:
@@ -223,11 +231,12 @@ def test_writer_killed_at_any_moment_leaves_whole_records(trunk: Trunk, tmp_path
     writer.join()
 
     features, found = cache.get_features(keys)
-    activations, also_found = cache.get_activations(keys)
+    maps, also_found = cache.get_maps(keys)
     assert 20 <= found.sum() < len(keys)
     np.testing.assert_array_equal(found, also_found)
     assert (features[found] == 1 + np.flatnonzero(found)[:, None]).all()
-    assert (activations[found][:, 0, 0, 0] == 1 + np.flatnonzero(found)).all()
+    assert (maps.values[found] == 1).all()
+    assert (maps.scales[found] == 1 + np.flatnonzero(found)[:, None]).all()
     key, extracted = made_up(trunk, 5000)
     cache.put_many([key], extracted)
     assert cache.get_features([key])[1].all()

@@ -1,4 +1,4 @@
-"""Grad-CAM from cached activations equals a public library's on the same model."""
+"""Grad-CAM from cached maps equals a public library's on the same model."""
 
 import numpy as np
 import pytest
@@ -6,37 +6,81 @@ import torch
 from numpy.typing import NDArray
 from seeded_networks import NETWORKS, seeded_trunk
 from torch import Tensor, nn
+from torch.nn import functional
 from torchcam.methods import GradCAM
 
+from backend.compact_maps import CompactMaps
 from backend.features import Trunk
 from backend.gradcam import gradcam
 from backend.head import Head, fresh_head
-from backend.pooling import pooled, summands
+from backend.pooling import centre_weights, pooled
 
 N_CLASSES = 3
 
 
-class Assembled(nn.Module):
-    """Trunk, pooling and head as one ordinary network, which the library can hook.
+def maps_of(maps: CompactMaps) -> list[Tensor]:
+    """Each tap's as a network has them, (n, C, h, w)."""
+    return [
+        tap.transpose(1, 2).reshape(-1, *shape)
+        for shape, tap in zip(maps.shapes, maps.restored(), strict=True)
+    ]
 
-    The layer that it hooks is what the pooling sums over all places.
+
+def summands(maps: Tensor, *, has_mask: bool) -> tuple[Tensor, Tensor]:
+    """What each place adds to the two numbers of a map, or to the square of the second."""
+    size_px = maps.shape[-1]
+
+    def zone(sigma: float) -> Tensor:
+        return centre_weights(size_px, sigma)
+
+    if has_mask:
+        weights = zone(0.20) / zone(0.20).sum()
+        mean = (maps * weights).sum(dim=(2, 3), keepdim=True)
+        return maps * weights, (maps - mean) ** 2 * weights
+    ring = zone(0.30) - zone(0.16)
+    surroundings, centre = ring / ring.sum(), zone(0.08) / zone(0.08).sum()
+    return maps * surroundings, maps * (centre - surroundings)
+
+
+class Assembled(nn.Module):
+    """Pooling and head as one ordinary network, which the library can hook.
+
+    The layer that it hooks is what the pooling sums over all places, of all taps at one size.
     """
 
-    def __init__(self, trunk: Trunk, head: Head, *, has_mask: bool) -> None:
+    def __init__(self, head: Head, *, has_mask: bool) -> None:
         super().__init__()
         self.has_mask = has_mask
-        self.trunk = trunk._layers
         self.weighted = nn.Identity()
         self.head = head
 
-    def forward(self, maps: Tensor) -> Tensor:
-        *shallow, deepest = self.trunk(maps).values()
-        parts = [part for maps in shallow for part in pooled(maps, has_mask=self.has_mask)]
-        weighted = self.weighted(torch.cat(summands(deepest, has_mask=self.has_mask), dim=1))
-        first, second = weighted.sum(dim=(2, 3)).chunk(2, dim=1)
+    def forward(self, first: Tensor, *deeper: Tensor) -> Tensor:
+        size = first.shape[-2:]
+        parts = [
+            functional.interpolate(part, size, mode="bilinear") * (tap.shape[-1] / size[0]) ** 2
+            for tap in (first, *deeper)
+            for part in summands(tap, has_mask=self.has_mask)
+        ]
+        sums = self.weighted(torch.cat(parts, dim=1)).sum(dim=(2, 3))
+        numbers = list(sums.split([part.shape[1] for part in parts], dim=1))
         if self.has_mask:
-            second = (second + 1e-6).sqrt()
-        return self.head.logits(torch.cat([*parts, first, second], dim=1))
+            numbers[1::2] = [(squares + 1e-6).sqrt() for squares in numbers[1::2]]
+        return self.head.logits(torch.cat(numbers, dim=1))
+
+
+def seeded_head(trunk: Trunk) -> Head:
+    return fresh_head(
+        torch.zeros(trunk.feature_dim),
+        torch.ones(trunk.feature_dim),
+        n_classes=N_CLASSES,
+        rng=np.random.default_rng(0),
+    )
+
+
+def numbers_of(taps: list[Tensor], *, has_mask: bool) -> NDArray[np.float32]:
+    """The features that the head reads."""
+    parts = [part for tap in taps for part in pooled(tap, has_mask=has_mask)]
+    return torch.cat(parts, dim=1).numpy()
 
 
 @pytest.mark.parametrize("mode", ["phase", "rgb"])
@@ -44,67 +88,66 @@ class Assembled(nn.Module):
 def test_equals_the_library(network: str, mode: str) -> None:
     trunk = seeded_trunk(network)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3), np.uint8)
-    inputs = trunk._prepare(pixels, mode)
-    features, activations = trunk.pool_maps(inputs, mode)
-    head = fresh_head(
-        torch.zeros(trunk.feature_dim),
-        torch.ones(trunk.feature_dim),
-        n_classes=N_CLASSES,
-        rng=np.random.default_rng(0),
-    )
+    maps = trunk.extract(pixels, mode=mode).maps
+    has_mask = mode != "rgb"
+    taps = maps_of(maps)
+    features = numbers_of(taps, has_mask=has_mask)
+    head = seeded_head(trunk)
     class_idx = np.array([0, 2])
     ours = gradcam(
         head,
-        trunk.readout,
-        features=features.numpy(),
-        activations=activations.numpy(),
+        features=features,
+        maps=maps,
         class_idx=class_idx,
-        has_mask=np.array([mode != "rgb"] * 2),
+        has_mask=np.array([has_mask] * 2),
     )
 
     assert ours.max() == pytest.approx(1, abs=1e-3)
-    model = Assembled(trunk, head, has_mask=mode != "rgb")
+    model = Assembled(head, has_mask=has_mask)
     for row, chosen in enumerate(class_idx):
         with GradCAM(model, target_layer="weighted") as library:
-            scores = model(inputs[row : row + 1].clone().requires_grad_())
+            scores = model(*(tap[row : row + 1].clone().requires_grad_() for tap in taps))
             # The same model: what it sums is what the product pools.
-            expected = head.logits(features[row : row + 1])
+            expected = head.logits(torch.from_numpy(features[row : row + 1]))
             torch.testing.assert_close(scores, expected, atol=1e-3, rtol=1e-3)
             (theirs,) = library(int(chosen), scores)
-        np.testing.assert_allclose(ours[row], theirs[0].detach().numpy(), atol=1e-4)
+        np.testing.assert_allclose(ours[row], theirs[0].detach().numpy(), atol=1e-3)
+
+
+@pytest.mark.parametrize("mode", ["phase", "rgb"])
+def test_kept_maps_have_the_features_of_whole_ones(mode: str) -> None:
+    """They are smaller and coarser than what the features were pooled from."""
+    trunk = seeded_trunk("vgg16")
+    small = np.random.default_rng(0).integers(0, 256, (8, 12, 12, 3), np.uint8)
+    extracted = trunk.extract(np.kron(small, np.ones((1, 8, 8, 1), np.uint8)), mode=mode)
+    again = numbers_of(maps_of(extracted.maps), has_mask=mode != "rgb")
+    for ours, whole in zip(again, extracted.features, strict=True):
+        assert np.corrcoef(ours, whole)[0, 1] > 0.97
 
 
 def test_shows_what_each_place_adds_to_the_score() -> None:
     """The score falls most where the hottest place fades, and as the map says elsewhere."""
     trunk = seeded_trunk("vgg16")
-    n_maps, size_px, _ = trunk.activation_shape
-    rng = np.random.default_rng(0)
-    activations = rng.random((1, n_maps, size_px, size_px), np.float32)
-    head = fresh_head(
-        torch.zeros(trunk.feature_dim), torch.ones(trunk.feature_dim), n_classes=N_CLASSES, rng=rng
-    )
-    features = rng.standard_normal((1, trunk.feature_dim)).astype(np.float32)
-
-    def score(maps: NDArray[np.float32]) -> float:
-        seen = features.copy()
-        deepest = pooled(torch.from_numpy(maps), has_mask=False)
-        seen[:, -2 * n_maps :] = torch.cat(deepest, dim=1).numpy()
-        return float(head.logits(torch.from_numpy(seen))[0, 1])
-
-    features[:, -2 * n_maps :] = torch.cat(
-        pooled(torch.from_numpy(activations), has_mask=False), dim=1
-    ).numpy()
+    generator = torch.Generator().manual_seed(0)
+    taps = [torch.rand(1, *shape, generator=generator) for shape in trunk.map_shapes]
+    head = seeded_head(trunk)
     (heat,) = gradcam(
         head,
-        trunk.readout,
-        features=features,
-        activations=activations,
+        features=numbers_of(taps, has_mask=False),
+        maps=CompactMaps.of(taps),
         class_idx=np.array([1]),
         has_mask=np.array([False]),
     )
-    fall = np.zeros((size_px, size_px))
-    for row, column in np.ndindex(fall.shape):
-        faded = activations.copy()
-        faded[..., row, column] *= 0.9
-        fall[row, column] = score(activations) - score(faded)
-    assert np.corrcoef(heat.ravel(), np.maximum(fall, 0).ravel())[0, 1] > 0.99
+
+    def score(maps: list[Tensor]) -> float:
+        features = numbers_of(maps, has_mask=False)
+        return float(head.logits(torch.from_numpy(features))[0, 1])
+
+    fall = np.zeros(heat.shape)
+    for row, column in np.ndindex(heat.shape):
+        there = torch.zeros(1, 1, *heat.shape)
+        there[..., row, column] = 0.1
+        fading = (there, there, functional.avg_pool2d(there, 2))
+        faded = [tap * (1 - part) for tap, part in zip(taps, fading, strict=True)]
+        fall[row, column] = score(taps) - score(faded)
+    assert np.corrcoef(heat.ravel(), np.maximum(fall, 0).ravel())[0, 1] > 0.9

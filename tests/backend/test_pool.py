@@ -71,7 +71,7 @@ def test_unreadable_pictures_are_told_in_one_line(
 ) -> None:
     tasks = [Task(number, {"number": number}) for number in (1, 3, 13, 23)]
     reader.pool(tasks, mode="auto")
-    reader.activations(tasks, mode="auto")
+    reader.maps(tasks, mode="auto")
     (record,) = caplog.records
     told = "3 of 4 pictures cannot be read, the first of task 3: No picture. Import it."
     assert record.getMessage() == told

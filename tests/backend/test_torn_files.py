@@ -23,6 +23,7 @@ from PIL import Image
 from pydantic import SecretStr
 
 from backend.card_refresh import CardRefresh
+from backend.compact_maps import CompactMaps
 from backend.errors import ModelCorruptError
 from backend.feature_cache import FeatureCache
 from backend.features import Extracted, Trunk
@@ -229,8 +230,11 @@ def test_job_store_without_the_end_of_its_log_has_the_older_marks(tmp_path: Path
     assert store.mark(7, new_labels=1)
 
 
+SHAPES = ((4, 2, 2), (4, 2, 2), (4, 1, 1))
+
+
 def small_trunk() -> Trunk:
-    trunk: Any = SimpleNamespace(trunk_id="t", feature_dim=300, activation_shape=(4, 2, 2))
+    trunk: Any = SimpleNamespace(trunk_id="t", feature_dim=300, map_shapes=SHAPES)
     return cast("Trunk", trunk)
 
 
@@ -244,7 +248,7 @@ def test_torn_feature_cache_gives_the_right_record_or_none(
     rng = np.random.default_rng(0)
     extracted = Extracted(
         rng.normal(size=(N_RECORDS, 300)).astype(np.float16).astype(np.float32),
-        rng.normal(size=(N_RECORDS, 4, 2, 2)).astype(np.float16),
+        CompactMaps.of([torch.randn(N_RECORDS, *shape) for shape in SHAPES]),
     )
     cache.put_many(keys, extracted)
     path = tmp_path / "t" / "features.sqlite"
