@@ -4,10 +4,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from benchmarks.finished import FinishedRuns, features_digest
 from benchmarks.labelled_features import LabelledFeatures
-from benchmarks.learning import BATCH, Point, Run, Simulation, full_macro_f1, simulate
+from benchmarks.learning import (
+    BATCH,
+    Point,
+    Run,
+    Simulation,
+    _reached,
+    full_macro_f1,
+    simulate,
+)
 
 POINT = Point(
     n_labels=10,
@@ -89,4 +98,24 @@ def test_simulation_labels_up_to_its_budget_and_comes_out_the_same_again() -> No
     assert run == simulate(cells, simulation, full_score=full_score)
     assert [point.n_labels for point in run.points][:2] == [BATCH, 2 * BATCH]
     assert run.full_macro_f1 == full_score > 0.8
-    assert run.labels_to_95 in {point.n_labels for point in run.points}
+    assert run.labels_to_95 is not None
+    assert BATCH <= run.labels_to_95 <= run.points[-1].n_labels
+
+
+@pytest.mark.parametrize(
+    ("scores", "n_labels"),
+    [
+        ((0.5, 0.7, 0.9, 0.95), 25),
+        ((0.5, 0.9, 0.7, 0.9, 0.9), 35),  # one version above is chance
+        ((0.9, 0.9), 10),
+        ((0.5, 0.7, 0.9), None),
+    ],
+)
+def test_the_curve_is_followed_between_versions(
+    scores: tuple[float, ...], n_labels: float | None
+) -> None:
+    points = [
+        replace(POINT, n_labels=10 * place, macro_f1=score)
+        for place, score in enumerate(scores, start=1)
+    ]
+    assert _reached(points, 0.8) == (None if n_labels is None else pytest.approx(n_labels))
