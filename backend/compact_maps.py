@@ -118,11 +118,10 @@ def kept_shapes(map_shapes: Sequence[tuple[int, ...]]) -> Shapes:
 
 def _compact(maps: Tensor, side_px: int) -> tuple[Tensor, Tensor]:
     """Values (n, h * w * C) and scales (n, C) of one tap, (n, C, h, w)."""
-    whole = maps.float()
     fits = maps.shape[-1] == side_px
-    small = whole if fits else functional.adaptive_avg_pool2d(whole, side_px)
+    small = maps if fits else functional.adaptive_avg_pool2d(maps, side_px)
     by_place = small.permute(0, 2, 3, 1).flatten(1, 2)
-    scales = (by_place.abs().amax(dim=1) / _LARGEST).half()
+    scales = (by_place.abs().amax(dim=1).float() / _LARGEST).half()
     inverse = torch.where(scales > 0, 1 / scales.float(), 0)
     rounded = (by_place * inverse[:, None]).round_().clamp_(-_LARGEST, _LARGEST)
     return rounded.to(torch.int8).flatten(1), scales

@@ -130,7 +130,7 @@ class Settings(BaseSettings):
     )
     feature_cache_gb: float = Field(8, gt=0, description="size limit of the feature cache")
     keep_versions: int = Field(20, ge=2, description="model versions kept per project")
-    seed: int = Field(0, ge=0, description="seed of training, dropout masks and cold start")
+    seed: int = Field(0, ge=0, description="seed of training, dropout masks and the random order")
 
     mode: Mode = Field("auto", description=f"what the model looks at; auto: all there is; {OWN}")
     acquisition: Acquisition = Field("cellai", description=f"rule that orders the queue; {OWN}")
