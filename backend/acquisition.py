@@ -28,6 +28,8 @@ BALANCE_POWER = 0.25
 SIMILARITY_WEIGHT = 0.5
 REFERENCE_CROPS = 4096
 
+_UNFIT_WEIGHTS = "The trunk's weights do not fit its pictures: check CELLAI_WEIGHTS."
+
 
 def queue_priorities(
     pool_features: FloatArray,
@@ -54,10 +56,8 @@ def queue_priorities(
     """
     uncertainty = _UNCERTAINTIES[strategy](mc_probabilities, seed)
     if not np.isfinite(uncertainty).all():
-        raise DivergedError(
-            f"{np.count_nonzero(~np.isfinite(uncertainty))} cells have no finite uncertainty.",
-            hint="The trunk's weights do not fit its pictures: check CELLAI_WEIGHTS.",
-        )
+        n_cells = np.count_nonzero(~np.isfinite(uncertainty))
+        raise DivergedError(f"{n_cells} cells have no finite uncertainty.", hint=_UNFIT_WEIGHTS)
     if strategy == "cellai":
         mean = mc_probabilities.mean(axis=0)
         order = balanced_diverse_order(pool_features, mean, uncertainty, labels)
@@ -183,18 +183,27 @@ def cold_start_priorities(
     Returns:
         (N,) in [0, 1], all different.
 
+    Raises:
+        DivergedError: a feature is not finite.
+
     Source:
         Facility location: Wei, Iyer & Bilmes 2015, "Submodularity in Data Subset Selection and
-        Active Learning", section 3. Why not TypiClust: docs/model.md.
+        Active Learning", section 3. Compared with others: docs/model.md.
     """
     n_crops = len(pool_features)
     if not n_crops:
         return np.zeros(0)
+    is_usable = np.isfinite(pool_features).all(axis=1)
+    if not is_usable.all():
+        raise DivergedError(
+            f"{np.count_nonzero(~is_usable)} cells have no finite features.", hint=_UNFIT_WEIGHTS
+        )
     compared = np.arange(0, n_crops, max(1, math.ceil(n_crops / REFERENCE_CROPS)))
     directions = _directions(pool_features[compared], pool_features)
     covered = np.zeros(len(compared), np.float32)
     if len(labelled_features):
-        labelled = _directions(labelled_features, pool_features)
+        every = max(1, math.ceil(len(labelled_features) / REFERENCE_CROPS))
+        labelled = _directions(labelled_features[::every], pool_features)
         covered = (directions @ labelled.T).max(axis=1).clip(0)
     gain = np.zeros(n_crops)
     gain[compared] = _representation_gains(directions @ directions.T, covered)

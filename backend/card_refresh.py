@@ -147,6 +147,7 @@ class CardRefresh:
             )
             return [render_placeholder(reason, model_version=version.version)] * len(tasks)
         maps, found = self._features.maps(tasks, mode=backlog.mode)
+        found &= backlog.pool.is_readable[rows]  # one that became readable since has no features
         heat = gradcam(
             head,
             features=backlog.pool.features[rows],

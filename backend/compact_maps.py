@@ -1,8 +1,8 @@
-"""Maps of the taps as they are kept for Grad-CAM: few bytes, and yet all that the head reads.
+"""Maps of the taps as they are kept for Grad-CAM: few bytes, and nearly all that the head reads.
 
-Whole, VGG16's taps have 480 kB for each crop. Numbers of 8 bits, no more places than the middle tap
-has, and zeros (five in six, behind rectifiers) as one bit make 40 kB of them. The heat of what is
-kept hardly differs from that of whole maps (measured, docs/model.md).
+Whole, VGG16's taps have 480 kB for each crop. Numbers of 8 bits, no more places than the middle
+tap has, and zeros (five in six, behind rectifiers) as one bit make 40 kB of them. How the heat
+compares with that of whole maps: docs/model.md.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,6 +19,7 @@ HalfArray = NDArray[np.float16]
 Shapes = tuple[tuple[int, int, int], ...]
 
 _LARGEST = 127  # of eight bits with a sign
+_LARGEST_HALF = 65504  # of float16
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,10 +53,10 @@ class CompactMaps:
             taps: (n, C, h, w) each, shallowest first; larger maps than those of the middle tap are
                 averaged down to its size.
         """
-        side_px = taps[len(taps) // 2].shape[-1]
-        kept = [_compact(maps, min(side_px, maps.shape[-1])) for maps in taps]
+        shapes = kept_shapes([tuple(maps.shape[1:]) for maps in taps])
+        kept = [_compact(maps, side_px) for maps, (_, side_px, _) in zip(taps, shapes, strict=True)]
         return cls(
-            shapes=kept_shapes([tuple(maps.shape[1:]) for maps in taps]),
+            shapes=shapes,
             values=torch.cat([values for values, _ in kept], dim=1).cpu().numpy(),
             scales=torch.cat([scales for _, scales in kept], dim=1).cpu().numpy(),
         )
@@ -77,7 +78,7 @@ class CompactMaps:
             values = self.values[:, value_at : value_at + n_values]
             scales = self.scales[:, scale_at : scale_at + channels]
             value_at, scale_at = value_at + n_values, scale_at + channels
-            maps = torch.from_numpy(values).float().view(len(values), -1, channels)
+            maps = torch.from_numpy(values).float().view(-1, height * width, channels)
             yield maps.mul_(torch.from_numpy(scales).float()[:, None])
 
     def to_bytes(self, row: int) -> bytes:
@@ -100,10 +101,10 @@ class CompactMaps:
         values_at = bits_at + -(-n_values // 8)
         bits = np.frombuffer(stored, np.uint8, values_at - bits_at, offset=bits_at)
         is_there = np.unpackbits(bits, count=n_values).view(np.bool_)
-        self.scales[row] = np.frombuffer(stored, np.float16, n_scales)
         kept = np.frombuffer(stored, np.int8, offset=values_at)
         if len(kept) != np.count_nonzero(is_there):
             raise ValueError
+        self.scales[row] = np.frombuffer(stored, np.float16, n_scales)
         np.place(self.values[row], is_there, kept)
 
 
@@ -121,7 +122,7 @@ def _compact(maps: Tensor, side_px: int) -> tuple[Tensor, Tensor]:
     fits = maps.shape[-1] == side_px
     small = maps if fits else functional.adaptive_avg_pool2d(maps, side_px)
     by_place = small.permute(0, 2, 3, 1).flatten(1, 2)
-    scales = (by_place.abs().amax(dim=1).float() / _LARGEST).half()
+    scales = (by_place.abs().amax(dim=1).float() / _LARGEST).clamp(max=_LARGEST_HALF).half()
     inverse = torch.where(scales > 0, 1 / scales.float(), 0)
     rounded = (by_place * inverse[:, None]).round_().clamp_(-_LARGEST, _LARGEST)
     return rounded.to(torch.int8).flatten(1), scales

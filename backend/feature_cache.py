@@ -34,8 +34,8 @@ _log = logging.getLogger(__name__)
 _LOCK_TIMEOUT_S = 60.0
 _KEYS_PER_QUERY = 500  # SQLite's default limit of parameters is 999 in old builds
 
-# AUTOINCREMENT: ids only grow, so the span of ids counts the records without a scan. Activations,
-# which maps replaced, are of caches that releases up to 0.1.0 left.
+# AUTOINCREMENT: ids only grow, so the lowest are the oldest. Another form of maps needs another
+# name of their table; activations, which they replaced, are of caches that release 0.1.0 left.
 _RECORDS = """
 CREATE TABLE IF NOT EXISTS features (
     id INTEGER PRIMARY KEY AUTOINCREMENT, key BLOB UNIQUE NOT NULL,
@@ -66,7 +66,7 @@ class FeatureCache:
     Args:
         folder: root of all trunks' caches; made when missing.
         trunk: whose records these are.
-        max_bytes: size limit of the records; the oldest go first, maps (which only
+        max_bytes: size limit of the file; the oldest records go first, maps (which only
             Grad-CAM needs) before features. Records of other trunks go where all exceed it.
     """
 
@@ -79,7 +79,7 @@ class FeatureCache:
         self._max_bytes = max_bytes
         self._feature_dim = trunk.feature_dim
         self._feature_bytes = 2 * trunk.feature_dim
-        self._map_shapes = trunk.map_shapes
+        self._map_shapes = trunk.kept_shapes
 
     def get_features(self, keys: Sequence[str]) -> tuple[FloatArray, BoolArray]:
         """Features of crops by key.
@@ -110,9 +110,10 @@ class FeatureCache:
         maps = CompactMaps.empty(len(keys), self._map_shapes)
         found = np.zeros(len(keys), np.bool_)
         for rows, payload in self._stored("maps", keys):
-            for row in rows:
-                maps.fill_from_bytes(row, payload)
-            found[rows] = True
+            with suppress(ValueError):  # of other shapes
+                for row in rows:
+                    maps.fill_from_bytes(row, payload)
+                found[rows] = True
         return maps, found
 
     def put_many(self, keys: Sequence[str], extracted: Extracted) -> None:
@@ -173,13 +174,10 @@ class FeatureCache:
                     yield places[key], payload
 
     def _evict(self, connection: sqlite3.Connection) -> None:
-        """Delete the oldest records above the size limit."""
-        n_features = _span(connection, "features")
-        n_maps = _span(connection, "maps")
-        keep_features = min(n_features, self._max_bytes // self._feature_bytes)
-        left_bytes = self._max_bytes - keep_features * self._feature_bytes
-        _keep_newest(connection, "features", keep_features)
-        _keep_newest(connection, "maps", min(n_maps, left_bytes // _recent_bytes(connection)))
+        """Delete the oldest records while the file uses more than the size limit."""
+        for table in ("maps", "features"):
+            while _used_bytes(connection) > self._max_bytes and _delete_oldest(connection, table):
+                pass
 
     def _make_room(self) -> None:
         """Delete the records of other trunks, the longest unused first, while all are too many."""
@@ -264,6 +262,8 @@ class _Database:
     def _create(self) -> None:
         with self._lock, closing(self._connect()) as connection:
             connection.execute("PRAGMA journal_mode=WAL")
+            # Builds that overwrite what is deleted would copy a whole dropped table into the log.
+            connection.execute("PRAGMA secure_delete=OFF")
             connection.executescript(self._schema)
 
     def _replace_damaged(self, error: sqlite3.DatabaseError) -> None:
@@ -304,19 +304,20 @@ def _select(
         )
 
 
-def _span(connection: sqlite3.Connection, table: str) -> int:
-    row = connection.execute(
-        f"SELECT coalesce(max(id) - min(id) + 1, 0) FROM {table}"  # noqa: S608 (table is ours)
-    ).fetchone()
-    return int(row[0])
+def _used_bytes(connection: sqlite3.Connection) -> int:
+    """Size of the file without its free pages."""
+    n_pages, n_free, page_bytes = (
+        connection.execute(f"PRAGMA {name}").fetchone()[0]
+        for name in ("page_count", "freelist_count", "page_size")
+    )
+    return int((n_pages - n_free) * page_bytes)
 
 
-def _recent_bytes(connection: sqlite3.Connection) -> int:
-    """Size of a record of maps, which depends on the crop: the mean of the newest."""
-    row = connection.execute(
-        "SELECT avg(length(payload)) FROM (SELECT payload FROM maps ORDER BY id DESC LIMIT 64)"
-    ).fetchone()
-    return max(1, round(row[0] or 0))
+def _delete_oldest(connection: sqlite3.Connection, table: str) -> int:
+    """Delete one record; returns how many there were to delete."""
+    return connection.execute(
+        f"DELETE FROM {table} WHERE id = (SELECT min(id) FROM {table})"  # noqa: S608 (table is ours)
+    ).rowcount
 
 
 def _keep_newest(connection: sqlite3.Connection, table: str, count: int) -> None:

@@ -97,7 +97,7 @@ class Trunk:
         self._mean = torch.tensor(_MEAN, device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(_STD, device=device).view(1, 3, 1, 1)
         self._fading = pooling.centre_weights(INPUT_PX, FADING_SIGMA).to(device)
-        self.map_shapes = kept_shapes(network.map_shapes)
+        self.kept_shapes = kept_shapes(network.map_shapes)
         self.feature_dim = 2 * sum(channels for channels, _, _ in network.map_shapes)
         recipe = (
             f"{network.name} {digest_of(tensors)} taps {network.taps} input {INPUT_PX} "
@@ -117,7 +117,7 @@ class Trunk:
             N features and maps; N may be 0.
         """
         features = np.zeros((len(pixels), self.feature_dim), np.float32)
-        maps = CompactMaps.empty(len(pixels), self.map_shapes)
+        maps = CompactMaps.empty(len(pixels), self.kept_shapes)
         for start in range(0, len(pixels), self._batch):
             batch = slice(start, start + self._batch)
             pooled, taps = self._pooled(pixels[batch], mode)

@@ -79,7 +79,8 @@ def _added_by_place(
             features[:, own].reshape(-1, 2, channels),
             has_mask=has_mask,
         )
-        # Spread over the smaller places, it stays the same in all.
+        # Spread over the smaller places, it stays the same in all (nearly, where a place is not a
+        # whole number of them, as in networks without padding).
         fine = functional.interpolate(coarse[:, None], size, mode="bilinear")[:, 0]
         added += fine * (height / size[0]) ** 2
     return added

@@ -92,6 +92,7 @@ def _measure_compute(results: Results, *, full: bool) -> None:
 def _measure_learning(results: Results, paths: list[Path] | None, *, full: bool) -> None:
     seeds = range(FULL_SEEDS if full else SEEDS)
     trunk = load_trunk(_weights())
+    # Not in `features`, whose records of before have no maps, which would not be missed here.
     cache = FeatureCache(OUT / "cache", trunk, max_bytes=CACHE_BYTES)
     datasets = []
     for name, path in _sources(paths).items():

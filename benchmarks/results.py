@@ -56,7 +56,7 @@ class Results:
         self.runs.append(run)
         print(
             f"{run.dataset:20s} seed {run.seed} {run.strategy:18s} area {area(run):.3f} "
-            f"labels to 95 % of {run.full_macro_f1:.3f}: {run.labels_to_95}",
+            f"labels to 95 % of {run.full_macro_f1:.3f}: {run.labels_to_95 or math.inf:.0f}",
             flush=True,
         )
 
@@ -163,7 +163,8 @@ def _labels_to_95(runs: Sequence[Run]) -> float:
 def _labels_to_95_of_mean(runs: Sequence[Run]) -> int:
     """Labels where the mean curve over seeds crosses the line, each as a part of its pool's score.
 
-    One curve crosses it late or early by chance, which moves the median of a few seeds.
+    One curve crosses it late or early by chance, which moves the median of a few seeds; their mean
+    is smooth enough to be above once. Where it never is, the labels of the largest pool.
     """
     last = max(run.points[-1].n_labels for run in runs)
     for n_labels in range(BATCH, last + 1):

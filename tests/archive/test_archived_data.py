@@ -80,7 +80,7 @@ def test_version_predicts_what_it_predicted_then(data_dir: Path) -> None:
     trunk: Any = SimpleNamespace(
         trunk_id=version.trunk_id,
         feature_dim=head.mean.shape[0],
-        map_shapes=((256, 12, 12), (512, 12, 12), (512, 6, 6)),
+        kept_shapes=((256, 12, 12), (512, 12, 12), (512, 6, 6)),
     )
     cache = FeatureCache(data_dir / "features", cast("Trunk", trunk), max_bytes=10**9)
     keys = [key.hex() for (key,) in rows]
@@ -108,7 +108,7 @@ def test_known_pictures_need_not_be_read_again(
     # What was hashed then names a folder of that computer; the hashes are what was kept.
     monkeypatch.setattr(feature_cache, "_identity", lambda hashed, _mode: bytes.fromhex(hashed))
     trunk: Any = SimpleNamespace(
-        trunk_id="0f8de968d11f587b", feature_dim=9, map_shapes=((1, 1, 1),)
+        trunk_id="0f8de968d11f587b", feature_dim=9, kept_shapes=((1, 1, 1),)
     )
     cache = FeatureCache(data_dir / "features", cast("Trunk", trunk), max_bytes=10**9)
     wanted = [*KNOWN_PICTURES, "00" * 32]

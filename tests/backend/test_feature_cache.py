@@ -4,6 +4,7 @@ import itertools
 import os
 import sqlite3
 import time
+import zlib
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from multiprocessing import get_context
@@ -99,7 +100,12 @@ def test_damaged_record_counts_as_missing(
             "UPDATE features SET payload = zeroblob(length(payload)) WHERE key = ?",
             (bytes.fromhex(keys[1]),),
         )
+        connection.execute(
+            "UPDATE maps SET payload = zeroblob(length(payload)) WHERE key = ?",
+            (bytes.fromhex(keys[2]),),
+        )
     assert cache.get_features(keys)[1].tolist() == [True, False, True]
+    assert cache.get_maps(keys)[1].tolist() == [True, True, False]
 
 
 def test_destroyed_file_is_built_anew(trunk: Trunk, pixels: NDArray[Any], tmp_path: Path) -> None:
@@ -125,16 +131,62 @@ def test_other_weights_never_read_these_records(
     assert not other.get_features(keys)[1].any()
 
 
-def test_size_is_bounded(trunk: Trunk, pixels: NDArray[Any], tmp_path: Path) -> None:
-    of_maps = max(len(trunk.extract(pixels, mode="both").maps.to_bytes(row)) for row in range(3))
-    cache = FeatureCache(tmp_path, trunk, max_bytes=2 * (2 * trunk.feature_dim + of_maps))
-    keys = [content_key(crop, mode="both") for crop in pixels]
-    for key, crop in zip(keys, pixels, strict=True):
-        cache.put_many([key], trunk.extract(crop[np.newaxis], mode="both"))
-    assert cache.get_features(keys)[1][-1]
+@pytest.mark.parametrize("first_is_dense", [False, True])
+def test_size_is_bounded_whatever_the_maps_take(
+    trunk: Trunk, tmp_path: Path, first_is_dense: bool
+) -> None:
+    """Maps of zeros take an eighth of those without; the oldest go first, maps before features."""
+    limit = 3_000_000
+    cache = FeatureCache(tmp_path, trunk, max_bytes=limit)
+    keys = []
+    for number in range(1, 101):
+        key, extracted = made_up(trunk, number)
+        if first_is_dense == (number > 50):
+            extracted.maps.values[:] = 0
+        cache.put_many([key], extracted)
+        keys.append(key)
+    (path,) = tmp_path.glob("*/features.sqlite")
+    with closing(sqlite3.connect(path)) as connection:
+        ((stored,),) = connection.execute(
+            "SELECT (SELECT sum(length(payload)) FROM features)"
+            " + (SELECT sum(length(payload)) FROM maps)"
+        )
+    assert 0.8 * limit < stored < limit
+    assert cache.get_features(keys)[1].all()
     kept = cache.get_maps(keys)[1]
     assert not kept[0]
     assert kept[-1]
+    assert (np.diff(kept.astype(int)) >= 0).all()
+
+
+def test_features_go_when_maps_are_not_enough(trunk: Trunk, tmp_path: Path) -> None:
+    cache = FeatureCache(tmp_path, trunk, max_bytes=300_000)
+    keys = []
+    for number in range(1, 101):
+        key, extracted = made_up(trunk, number)
+        cache.put_many([key], extracted)
+        keys.append(key)
+    found = cache.get_features(keys)[1]
+    assert not found[0]
+    assert found[-1]
+
+
+def test_maps_of_another_form_count_as_missing(
+    trunk: Trunk, pixels: NDArray[Any], tmp_path: Path
+) -> None:
+    cache = FeatureCache(tmp_path, trunk, max_bytes=10**9)
+    keys = [content_key(crop, mode="both") for crop in pixels]
+    cache.put_many(keys, trunk.extract(pixels, mode="both"))
+    (path,) = tmp_path.glob("*/features.sqlite")
+    with closing(sqlite3.connect(path)) as connection, connection:
+        for key, payload in ((keys[0], b"short"), (keys[1], bytes(50_000))):
+            connection.execute(
+                "UPDATE maps SET payload = ?, checksum = ? WHERE key = ?",
+                (payload, zlib.crc32(payload, 1), bytes.fromhex(key)),
+            )
+    maps, found = cache.get_maps(keys)
+    assert found.tolist() == [False, False, True]
+    assert not maps.values[:2].any()
 
 
 def test_known_pictures_need_not_be_read(trunk: Trunk, tmp_path: Path) -> None:
@@ -182,7 +234,7 @@ PATIENCE_S = 180  # a process of its own first loads torch
 def made_up(trunk: Trunk, number: int) -> tuple[str, Extracted]:
     """A record all of whose values tell its number."""
     features = np.full((1, trunk.feature_dim), number, np.float32)
-    maps = CompactMaps.empty(1, trunk.map_shapes)
+    maps = CompactMaps.empty(1, trunk.kept_shapes)
     maps.values[:] = 1
     maps.scales[:] = number
     return f"{number:064x}", Extracted(features, maps)

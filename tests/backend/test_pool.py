@@ -66,6 +66,22 @@ def test_each_picture_is_read_once_in_each_position(
     assert sorted(pictures.read_numbers) == [0, 0, 1, 1, 2, 2]
 
 
+def test_maps_that_are_missing_are_made_again(reader: FeatureReader, tmp_path: Path) -> None:
+    """As in the cache of an earlier release, which has features only, or where room was made."""
+    tasks = [Task(number, {"number": number}) for number in range(4)]
+    reader.pool(tasks, mode="auto")
+    before, found = reader.maps(tasks, mode="auto")
+    assert found.tolist() == [True, True, True, False]
+    (path,) = tmp_path.glob("*/features.sqlite")
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("DELETE FROM maps WHERE id > 1")
+    again, found = reader.maps(tasks, mode="auto")
+    assert found.tolist() == [True, True, True, False]
+    assert before.values[:3].any(axis=1).all()
+    np.testing.assert_array_equal(again.values, before.values)
+    np.testing.assert_array_equal(again.scales, before.scales)
+
+
 def test_unreadable_pictures_are_told_in_one_line(
     reader: FeatureReader, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -234,7 +234,7 @@ SHAPES = ((4, 2, 2), (4, 2, 2), (4, 1, 1))
 
 
 def small_trunk() -> Trunk:
-    trunk: Any = SimpleNamespace(trunk_id="t", feature_dim=300, map_shapes=SHAPES)
+    trunk: Any = SimpleNamespace(trunk_id="t", feature_dim=300, kept_shapes=SHAPES)
     return cast("Trunk", trunk)
 
 
@@ -258,6 +258,9 @@ def test_torn_feature_cache_gives_the_right_record_or_none(
     reopened = FeatureCache(tmp_path, trunk, max_bytes=10**9)
     features, found = reopened.get_features(keys)
     np.testing.assert_array_equal(features[found], extracted.features[found])
+    maps, found = reopened.get_maps(keys)
+    np.testing.assert_array_equal(maps.values[found], extracted.maps.values[found])
+    np.testing.assert_array_equal(maps.scales[found], extracted.maps.scales[found])
     try:
         reopened.put_many(keys, extracted)
     except sqlite3.DatabaseError:  # told once; the job is tried again
