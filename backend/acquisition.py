@@ -193,11 +193,12 @@ def cold_start_priorities(
     n_crops = len(pool_features)
     if not n_crops:
         return np.zeros(0)
-    is_usable = np.isfinite(pool_features).all(axis=1)
-    if not is_usable.all():
-        raise DivergedError(
-            f"{np.count_nonzero(~is_usable)} cells have no finite features.", hint=_UNFIT_WEIGHTS
-        )
+    n_unusable = sum(
+        np.count_nonzero(~np.isfinite(features).all(axis=1))
+        for features in (pool_features, labelled_features)
+    )
+    if n_unusable:
+        raise DivergedError(f"{n_unusable} cells have no finite features.", hint=_UNFIT_WEIGHTS)
     compared = np.arange(0, n_crops, max(1, math.ceil(n_crops / REFERENCE_CROPS)))
     directions = _directions(pool_features[compared], pool_features)
     covered = np.zeros(len(compared), np.float32)

@@ -4,7 +4,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -48,6 +48,7 @@ def test_priorities_are_different_and_in_range(strategy: str, n_crops: int) -> N
     assert (gaps > PRIORITY_STEP / 2).all()
 
 
+@settings(deadline=None)  # the first call imports scipy
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=60), st.randoms())
 def test_priorities_follow_any_order(uncertainty: list[float], random: object) -> None:
     order = np.random.default_rng(abs(hash(str(random))) % 2**32).permutation(len(uncertainty))
@@ -157,8 +158,9 @@ def test_cold_start_of_few_crops(n_crops: int) -> None:
 def test_cold_start_of_features_that_are_not_finite() -> None:
     features = np.ones((5, 8), np.float32)
     features[2, 3] = np.inf
-    with pytest.raises(DivergedError, match="1 cells have no finite features"):
-        cold_start_priorities(features, labelled_features=features[:0])
+    for pool, labelled in ((features, features[:0]), (features[:2], features[2:])):
+        with pytest.raises(DivergedError, match="1 cells have no finite features"):
+            cold_start_priorities(pool, labelled_features=labelled)
 
 
 def test_uncertainties_of_known_cases() -> None:
