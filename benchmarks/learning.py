@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 from backend.acquisition import cold_start_priorities, queue_priorities
 from backend.head import Head, mc_probabilities
 from backend.metrics import brier_score, expected_calibration_error, macro_f1
-from backend.training import TrainingSettings, fit
+from backend.training import TrainingSettings, feature_scaling, fit, train_head
 from backend.uncertainty import margin_uncertainty
 from benchmarks.labelled_features import LabelledFeatures
 
@@ -127,7 +127,13 @@ def full_macro_f1(data: LabelledFeatures, simulation: Simulation) -> float:
     n_labels = len(cells.pool.labels)
     scores = []
     for seed in range(simulation.seed, simulation.seed + FULL_HEADS):
-        head = _fit(cells.pool, np.arange(n_labels), settings=TrainingSettings(seed=seed))
+        head = train_head(  # a class wants no temperature, and so no trial on a hold-out
+            [cells.pool.features, cells.pool.turned_features],
+            cells.pool.labels,
+            feature_scaling(cells.pool.features),
+            n_classes=_k(cells.pool),
+            settings=TrainingSettings(seed=seed),
+        )
         scores.append(measure(head, cells.test, n_labels=n_labels, seed=seed).macro_f1)
     return float(np.mean(scores))
 
