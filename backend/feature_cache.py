@@ -160,7 +160,7 @@ class FeatureCache:
         ]
         with self._pictures.transaction() as connection:
             connection.executemany("INSERT OR REPLACE INTO pictures VALUES (?, ?)", rows)
-            _keep_newest(connection, "pictures", self._max_bytes // self._feature_bytes)
+            _keep_newest_pictures(connection, self._max_bytes // self._feature_bytes)
 
     def _stored(self, table: str, keys: Sequence[str]) -> Iterator[tuple[list[int], bytes]]:
         """Undamaged records, each with the places of its key among the keys."""
@@ -320,8 +320,7 @@ def _delete_oldest(connection: sqlite3.Connection, table: str) -> int:
     ).rowcount
 
 
-def _keep_newest(connection: sqlite3.Connection, table: str, count: int) -> None:
+def _keep_newest_pictures(connection: sqlite3.Connection, count: int) -> None:
     connection.execute(
-        f"DELETE FROM {table} WHERE rowid <= (SELECT max(rowid) FROM {table}) - ?",  # noqa: S608 (table is ours)
-        (count,),
+        "DELETE FROM pictures WHERE rowid <= (SELECT max(rowid) FROM pictures) - ?", (count,)
     )

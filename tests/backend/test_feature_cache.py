@@ -33,6 +33,17 @@ def pixels() -> NDArray[Any]:
     return np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
 
 
+def filled_cache(
+    folder: Path, trunk: Trunk, pixels: NDArray[Any]
+) -> tuple[FeatureCache, list[str], Path]:
+    """A cache of some crops, their keys and its file."""
+    cache = FeatureCache(folder, trunk, max_bytes=10**9)
+    keys = [content_key(crop, mode="both") for crop in pixels]
+    cache.put_many(keys, trunk.extract(pixels, mode="both"))
+    (path,) = folder.glob("*/features.sqlite")
+    return cache, keys, path
+
+
 def test_extraction_is_the_same_each_time_and_in_any_batch(
     trunk: Trunk, pixels: NDArray[Any]
 ) -> None:
@@ -91,10 +102,7 @@ def test_file_that_is_damaged_while_it_is_used_is_built_anew(
 def test_damaged_record_counts_as_missing(
     trunk: Trunk, pixels: NDArray[Any], tmp_path: Path
 ) -> None:
-    cache = FeatureCache(tmp_path, trunk, max_bytes=10**9)
-    keys = [content_key(crop, mode="both") for crop in pixels]
-    cache.put_many(keys, trunk.extract(pixels, mode="both"))
-    (path,) = tmp_path.glob("*/features.sqlite")
+    cache, keys, path = filled_cache(tmp_path, trunk, pixels)
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute(
             "UPDATE features SET payload = zeroblob(length(payload)) WHERE key = ?",
@@ -109,10 +117,7 @@ def test_damaged_record_counts_as_missing(
 
 
 def test_destroyed_file_is_built_anew(trunk: Trunk, pixels: NDArray[Any], tmp_path: Path) -> None:
-    cache = FeatureCache(tmp_path, trunk, max_bytes=10**9)
-    keys = [content_key(crop, mode="both") for crop in pixels]
-    cache.put_many(keys, trunk.extract(pixels, mode="both"))
-    (path,) = tmp_path.glob("*/features.sqlite")
+    _, keys, path = filled_cache(tmp_path, trunk, pixels)
     path.write_bytes(b"no database" * 1000)
     reopened = FeatureCache(tmp_path, trunk, max_bytes=10**9)
     assert not reopened.get_features(keys)[1].any()
@@ -174,10 +179,7 @@ def test_features_go_when_maps_are_not_enough(trunk: Trunk, tmp_path: Path) -> N
 def test_maps_of_another_form_count_as_missing(
     trunk: Trunk, pixels: NDArray[Any], tmp_path: Path
 ) -> None:
-    cache = FeatureCache(tmp_path, trunk, max_bytes=10**9)
-    keys = [content_key(crop, mode="both") for crop in pixels]
-    cache.put_many(keys, trunk.extract(pixels, mode="both"))
-    (path,) = tmp_path.glob("*/features.sqlite")
+    cache, keys, path = filled_cache(tmp_path, trunk, pixels)
     with closing(sqlite3.connect(path)) as connection, connection:
         for key, payload in ((keys[0], b"short"), (keys[1], bytes(50_000))):
             connection.execute(
