@@ -61,7 +61,7 @@ class CompactMaps:
             scales=torch.cat([scales for _, scales in kept], dim=1).cpu().numpy(),
         )
 
-    def rows(self, chosen: slice | NDArray[np.intp]) -> "CompactMaps":
+    def rows(self, chosen: slice | NDArray[np.intp] | NDArray[np.bool_]) -> "CompactMaps":
         """The maps of some of the crops."""
         return CompactMaps(self.shapes, self.values[chosen], self.scales[chosen])
 

@@ -3,6 +3,8 @@
 The trunk is frozen and its taps are cached, so no picture and no pass through the trunk is needed.
 """
 
+from collections.abc import Iterator, Mapping
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -14,7 +16,31 @@ from backend.compact_maps import CompactMaps
 from backend.head import Head
 
 FloatArray = NDArray[np.float32]
+TypicalCrop = tuple[Tensor, ...]  # of each tap (2, h * h, C), see `pooling.typical_places`
 _EPSILON = 1e-8
+
+
+def typical_crops(
+    features: FloatArray, maps: CompactMaps, has_mask: NDArray[np.bool_]
+) -> dict[bool, TypicalCrop]:
+    """The mean, place by place, of crops without and with a mask; zeros where there are none.
+
+    Args:
+        features: (N, D).
+        maps: of the same crops.
+        has_mask: (N,) whether a channel of the trunk's input outlined the cell, see `pooling`.
+    """
+    return {
+        masked: tuple(
+            pooling.typical_places(tap, numbers, has_mask=masked)
+            if len(tap)
+            else torch.zeros(2, *tap.shape[1:])
+            for tap, numbers in _by_tap(
+                maps.rows(has_mask == masked), torch.from_numpy(features[has_mask == masked])
+            )
+        )
+        for masked in (False, True)
+    }
 
 
 def gradcam(
@@ -24,15 +50,18 @@ def gradcam(
     maps: CompactMaps,
     class_idx: NDArray[np.int64],
     has_mask: NDArray[np.bool_],
+    typical: Mapping[bool, TypicalCrop],
 ) -> FloatArray:
-    """Where each crop speaks for a class.
+    """Where each crop speaks for a class, more than a typical crop does.
 
     The layer that is looked at is the last one before the sums over all places: the maps of all
-    taps, weighted as the pooling weights them and brought to one size. There the gradient is the
-    same at every place, so that the weight of a map, its mean, loses nothing: the heat is what each
-    place adds to the score, by all that the head reads. At the deepest convolution the mean is zero
-    for the second number of each map, which half of what the head knows is made of; and its places
-    are a sixth of the crop wide, wider than a platelet.
+    taps, weighted as the pooling weights them, less those of a typical crop, and brought to one
+    size. There the gradient is the same at every place, so that the weight of a map, its mean,
+    loses nothing: the heat is what each place adds to the score, by all that the head reads. At the
+    deepest convolution the mean is zero for the second number of each map, which half of what the
+    head knows is made of; and its places are a sixth of the crop wide, wider than a platelet.
+    Without a typical crop to compare with, a class that is known by what is missing, as a platelet
+    is, has no heat of its own: noise lights up.
 
     Args:
         head: trained head.
@@ -40,14 +69,17 @@ def gradcam(
         maps: of the same crops.
         class_idx: (N,) class of which the heat is asked.
         has_mask: (N,) whether a channel of the trunk's input outlined the cell, see `pooling`.
+        typical: what crops with and without a mask are compared with.
 
     Returns:
-        (N, h, h) float32 in [0, 1], largest value 1 where any place speaks for the class; h of the
-        largest maps.
+        (N, h, h) float32 in [0, 1], largest value 1 where any place speaks for the class, and 0 at
+        the half that says least; h of the largest maps.
 
     Source:
         Selvaraju et al. 2017, "Grad-CAM", eq. 1 and 2, arXiv:1610.02391; before a sum over all
-        places it is the class activation map of Zhou et al. 2016, arXiv:1512.04150.
+        places it is the class activation map of Zhou et al. 2016, arXiv:1512.04150. Against a
+        reference: Shrikumar et al. 2017, "Learning important features through propagating
+        activation differences", arXiv:1704.02685.
     """
     inputs = torch.from_numpy(features).requires_grad_()
     scores = head.logits(inputs).gather(1, torch.from_numpy(class_idx)[:, None])
@@ -56,31 +88,45 @@ def gradcam(
     for masked in np.unique(has_mask):
         rows = np.flatnonzero(has_mask == masked)
         added[rows] = _added_by_place(
-            maps.rows(rows), gradient[rows], inputs.detach()[rows], has_mask=bool(masked)
+            maps.rows(rows),
+            gradient[rows],
+            inputs.detach()[rows],
+            typical=typical[bool(masked)],
+            has_mask=bool(masked),
         )
     heat = torch.relu(added)
-    heat = heat - heat.amin(dim=(1, 2), keepdim=True)
+    heat = torch.relu(heat - heat.flatten(1).median(dim=1).values[:, None, None])
     return (heat / (heat.amax(dim=(1, 2), keepdim=True) + _EPSILON)).numpy()
 
 
 def _added_by_place(
-    maps: CompactMaps, weights: Tensor, features: Tensor, *, has_mask: bool
+    maps: CompactMaps,
+    weights: Tensor,
+    features: Tensor,
+    *,
+    typical: TypicalCrop,
+    has_mask: bool,
 ) -> Tensor:
     """What each place adds to a weighted sum of the features, (n, D) both; (n, h, h)."""
     size = maps.shapes[0][1:]
     added = torch.zeros(len(features), *size)
-    start = 0
-    for (channels, height, _), tap in zip(maps.shapes, maps.restored(), strict=True):
-        own = slice(start, start + 2 * channels)
-        start = own.stop
+    for (tap, numbers, own_weights), typically in zip(
+        _by_tap(maps, features, weights), typical, strict=True
+    ):
         coarse = pooling.added_by_place(
-            tap,
-            weights[:, own].reshape(-1, 2, channels),
-            features[:, own].reshape(-1, 2, channels),
-            has_mask=has_mask,
+            tap, own_weights, numbers, typical=typically, has_mask=has_mask
         )
         # Spread over the smaller places, it stays the same in all (nearly, where a place is not a
         # whole number of them, as in networks without padding).
         fine = functional.interpolate(coarse[:, None], size, mode="bilinear")[:, 0]
-        added += fine * (height / size[0]) ** 2
+        added += fine * (coarse.shape[-1] / size[0]) ** 2
     return added
+
+
+def _by_tap(maps: CompactMaps, *values: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The maps of each tap, (n, h * w, C), with its part (n, 2, C) of the features or the like."""
+    start = 0
+    for (channels, _, _), tap in zip(maps.shapes, maps.restored(), strict=True):
+        own = slice(start, start + 2 * channels)
+        start = own.stop
+        yield tap, *(value[:, own].reshape(-1, 2, channels) for value in values)

@@ -54,15 +54,33 @@ def pooled(maps: Tensor, *, has_mask: bool) -> tuple[Tensor, Tensor]:
     return first, second
 
 
-def added_by_place(maps: Tensor, weights: Tensor, numbers: Tensor, *, has_mask: bool) -> Tensor:
-    """What each place of the maps adds to a weighted sum of their numbers.
+def typical_places(maps: Tensor, numbers: Tensor, *, has_mask: bool) -> Tensor:
+    """What the numbers are sums of, place by place, as the mean of crops.
 
-    The spread is no sum over places but the root of one, whose slope takes its place.
+    Args:
+        maps: float32 (n, h * h, C), of at least one crop.
+        numbers: of the maps, as `pooled` gives them, (n, 2, C).
+        has_mask: as in `pooled`.
+
+    Returns:
+        (2, h * h, C): values and, with a mask, squares of their deviations from each crop's mean.
+    """
+    deviations = maps - numbers[:, :1] if has_mask else maps
+    return torch.stack([maps.mean(dim=0), deviations.square().mean(dim=0)])
+
+
+def added_by_place(
+    maps: Tensor, weights: Tensor, numbers: Tensor, *, typical: Tensor, has_mask: bool
+) -> Tensor:
+    """What each place of the maps adds to a weighted sum of their numbers, beyond a typical crop.
+
+    Over all places it comes to exactly what the numbers add beyond those of the typical crop.
 
     Args:
         maps: float32 (n, h * h, C).
         weights: of the numbers, (n, 2, C).
         numbers: of the maps, as `pooled` gives them, (n, 2, C).
+        typical: as `typical_places` gives it, (2, h * h, C).
         has_mask: as in `pooled`.
 
     Returns:
@@ -70,17 +88,21 @@ def added_by_place(maps: Tensor, weights: Tensor, numbers: Tensor, *, has_mask: 
     """
     size_px = math.isqrt(maps.shape[1])
     zones = _zones(size_px, has_mask=has_mask)
+    values, squares = typical.unbind()
     if has_mask:
         mean, spread = numbers.unbind(dim=1)
-        slope = weights[:, 1] / (2 * spread)
+        # A spread is the root of a sum: s - t = (s^2 - t^2) / (s + t), and squares do add up.
+        slope = weights[:, 1] / (spread + _root(zones @ squares))
         # first * a + slope * (a - mean)^2, of all maps
         linear = maps @ (weights[:, 0] - 2 * slope * mean)[..., None]
         squared = maps.square() @ slope[..., None]
         constant = (slope * mean**2).sum(dim=1)[:, None]
-        added = zones[0] * (linear[..., 0] + squared[..., 0] + constant)
+        typically = weights[:, 0] @ values.T + slope @ squares.T
+        added = zones[0] * (linear[..., 0] + squared[..., 0] + constant - typically)
     else:
         surroundings, centre = zones
-        of_first, of_second = (maps @ weights.transpose(1, 2)).unbind(dim=2)
+        numbers_of_places = (maps @ weights.transpose(1, 2)) - (values @ weights.transpose(1, 2))
+        of_first, of_second = numbers_of_places.unbind(dim=2)
         added = surroundings * of_first + (centre - surroundings) * of_second
     return added.view(-1, size_px, size_px)
 
@@ -100,8 +122,12 @@ def _mean_and_spread(values: Tensor, middle: Tensor) -> tuple[Tensor, Tensor]:
     values = values.to(torch.float32, copy=True)  # overwritten below
     mean = _weighted_means(values, middle)
     variance = _weighted_means(values.sub_(mean).square_(), middle)
-    # the small constant keeps the square root differentiable for maps that are all zero
-    return mean[:, 0], (variance[:, 0] + 1e-6).sqrt()
+    return mean[:, 0], _root(variance[:, 0])
+
+
+def _root(variance: Tensor) -> Tensor:
+    # the small constant keeps it differentiable for maps that are all zero
+    return (variance + 1e-6).sqrt()
 
 
 def _surroundings_and_contrast(values: Tensor, zones: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ Medians of warm repetitions; what a ratio compares takes turns in the same proce
 import io
 import itertools
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from torchvision.models.vgg import cfgs, make_layers
 from backend.compact_maps import CompactMaps
 from backend.feature_cache import FeatureCache, content_key
 from backend.features import BATCH, Trunk
-from backend.gradcam import gradcam
+from backend.gradcam import TypicalCrop, gradcam, typical_crops
 from backend.head import Head, fresh_head, mc_probabilities
 from backend.networks import DEFAULT_NETWORK, INPUT_PX, build_network
 from backend.prediction import predict
@@ -118,21 +118,27 @@ def trunk_flops(size_px: int) -> float:
 
 
 def prediction_numbers(work: Workload) -> Iterator[tuple[str, float]]:
-    """Class, Monte-Carlo passes and Grad-CAM of 32 crops over the plain forward of VGG16."""
+    """Class, Monte-Carlo passes and Grad-CAM of 32 crops over the plain forward of VGG16.
+
+    The typical crop that Grad-CAM compares with is made once for all cards of a version.
+    """
     head = _random_head(work.trunk.feature_dim)
+    typical = _typical(work)
     maps = _random_maps(work.trunk, len(work.pixels), INPUT_PX)
     with tempfile.TemporaryDirectory() as folder:
         cache = FeatureCache(Path(folder), work.trunk, max_bytes=10**9)
         unseen = _unseen_pixels(work.pixels)
         native_s, forward_s = seconds_in_turn(
-            lambda: _predict_unseen(work.trunk, head, cache, next(unseen)),
+            lambda: _predict_unseen(work.trunk, head, cache, next(unseen), typical),
             lambda: _plain_forward(work.trunk, maps),
         )
     yield "predict_ms_96", 1e3 * native_s / len(work.pixels)
     yield "predict_over_forward_96", native_s / forward_s
     maps = _random_maps(work.trunk, len(work.pixels), 224)
+    features, kept = _run_layers(work.trunk, maps)
+    large_typical = typical_crops(features.cpu().numpy(), kept, np.zeros(len(maps), np.bool_))
     large_s, forward_s = seconds_in_turn(
-        lambda: _predict_maps(work.trunk, head, maps),
+        lambda: _predict_maps(work.trunk, head, maps, large_typical),
         lambda: _plain_forward(work.trunk, maps),
         repetitions=3,
     )
@@ -145,6 +151,7 @@ def original_numbers(work: Workload) -> Iterator[tuple[str, float]]:
     network = network.to(work.trunk.device)
     maps = _random_maps(work.trunk, 1, 224).float().contiguous()
     head = _random_head(work.trunk.feature_dim)
+    typical = _typical(work)
     with tempfile.TemporaryDirectory() as folder:
         cache = FeatureCache(Path(folder), work.trunk, max_bytes=10**9)
         unseen = _unseen_pixels(work.pixels)
@@ -152,7 +159,7 @@ def original_numbers(work: Workload) -> Iterator[tuple[str, float]]:
         files = iter([_write_pngs(Path(folder), turn, next(unseen)) for turn in turns])
         original_s, ours_s = seconds_in_turn(
             lambda: _original_prediction(network, maps),
-            lambda: _predict_unseen(work.trunk, head, cache, _read_pngs(next(files))),
+            lambda: _predict_unseen(work.trunk, head, cache, _read_pngs(next(files)), typical),
             repetitions=REPETITIONS,
         )
     yield "original_ms", 1e3 * original_s
@@ -173,8 +180,17 @@ def _unseen_pixels(pixels: UInt8Array) -> Iterator[UInt8Array]:
         yield changed
 
 
+def _typical(work: Workload) -> dict[bool, TypicalCrop]:
+    extracted = work.trunk.extract(work.pixels, mode="rgb")
+    return typical_crops(extracted.features, extracted.maps, np.zeros(len(work.pixels), np.bool_))
+
+
 def _predict_unseen(
-    trunk: Trunk, head: Head, cache: FeatureCache, pixels: UInt8Array
+    trunk: Trunk,
+    head: Head,
+    cache: FeatureCache,
+    pixels: UInt8Array,
+    typical: Mapping[bool, TypicalCrop],
 ) -> FloatArray:
     """As the product does it for crops that it has not seen: looked up in vain, and stored."""
     keys = [content_key(crop, mode="rgb") for crop in pixels]
@@ -182,15 +198,19 @@ def _predict_unseen(
     assert not found.any()
     extracted = trunk.extract(pixels, mode="rgb")
     cache.put_many(keys, extracted)
-    return _predict_extracted(head, extracted.features, extracted.maps)
+    return _predict_extracted(head, extracted.features, extracted.maps, typical)
 
 
-def _predict_maps(trunk: Trunk, head: Head, maps: Tensor) -> FloatArray:
+def _predict_maps(
+    trunk: Trunk, head: Head, maps: Tensor, typical: Mapping[bool, TypicalCrop]
+) -> FloatArray:
     features, kept = _run_layers(trunk, maps)
-    return _predict_extracted(head, features.cpu().numpy(), kept)
+    return _predict_extracted(head, features.cpu().numpy(), kept, typical)
 
 
-def _predict_extracted(head: Head, features: FloatArray, maps: CompactMaps) -> FloatArray:
+def _predict_extracted(
+    head: Head, features: FloatArray, maps: CompactMaps, typical: Mapping[bool, TypicalCrop]
+) -> FloatArray:
     predicted = predict(head, features, passes=PASSES, seed=0)
     return gradcam(
         head,
@@ -198,6 +218,7 @@ def _predict_extracted(head: Head, features: FloatArray, maps: CompactMaps) -> F
         maps=maps,
         class_idx=predicted.probabilities.argmax(axis=1),
         has_mask=np.zeros(len(features), np.bool_),
+        typical=typical,
     )
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from backend.acquisition import queue_priorities
 from backend.feature_cache import FeatureCache
-from backend.gradcam import gradcam
+from backend.gradcam import gradcam, typical_crops
 from backend.head import Head, fresh_head, mc_probabilities
 from backend.networks import INPUT_PX
 from backend.training import TrainingSettings, fit
@@ -23,6 +23,7 @@ N_LABELS = 200
 LEAST_LABELS = 2 * N_LABELS  # as many are left to look at
 N_CROPS = 1000  # whose uncertainties are compared
 N_MAPS = 300
+N_TYPICAL = 64  # with whose mean they are compared, as the product does
 REFERENCE_PASSES = 400
 PASSES = (5, 10, 20, 50, 100)
 ORDER_SEEDS = 5
@@ -100,6 +101,10 @@ def _map_numbers(
     random_head = fresh_head(
         head.mean, head.scale, n_classes=head.n_classes, rng=np.random.default_rng(1)
     )
+    compared = slice(N_TYPICAL)
+    typical = typical_crops(
+        readable.features[compared], kept.rows(rows[compared]), readable.has_mask[compared]
+    )
     maps, random_maps = (
         gradcam(
             some,
@@ -107,6 +112,7 @@ def _map_numbers(
             maps=kept.rows(rows),
             class_idx=readable.labels,
             has_mask=readable.has_mask,
+            typical=typical,
         )
         for some in (head, random_head)
     )

@@ -3,14 +3,18 @@
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
 from pydantic import SecretStr
 
 from backend import card_refresh
 from backend.card_refresh import CardRefresh
+from backend.compact_maps import CompactMaps
+from backend.gradcam import TypicalCrop, gradcam, typical_crops
+from backend.head import fresh_head
 from backend.label_studio import LabelStudioClient, Task
 from backend.pool import FeatureReader, Pool
 from backend.prediction import Predicted
@@ -21,21 +25,31 @@ from backend.training_set import Snapshot
 from converters.label_config import LabelConfig
 
 N_TASKS = 40
+SHAPES = ((2, 3, 3), (4, 3, 3))
+FEATURE_DIM = 12
+VERSION = Version("cellai-0007", 3, ("a", "b"), 0, "", "", {"mode": "auto"}, "")
+
+
+def refresh(files_dir: Path, *, reader: SimpleNamespace) -> CardRefresh:
+    settings = Settings(label_studio_api_key=SecretStr("x"), files_dir=files_dir)
+    client = LabelStudioClient("http://label-studio", "token")
+    return CardRefresh(settings, client=client, features=cast(FeatureReader, reader))
+
+
+def snapshot_of(tasks: list[Task]) -> Snapshot:
+    return Snapshot(3, LabelConfig("c", "card", ("a", "b"), ("A", "B"), ()), tasks, {}, "")
 
 
 def test_cards_on_a_folder_that_takes_none_for_a_while(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(card_refresh, "RETRY_SECONDS", 0.0)
-    settings = Settings(label_studio_api_key=SecretStr("x"), files_dir=tmp_path)
-    client = LabelStudioClient("http://label-studio", "token")
-    cards = CardRefresh(settings, client=client, features=cast(FeatureReader, SimpleNamespace()))
+    cards = refresh(tmp_path, reader=SimpleNamespace())
     tasks = [Task(n, {"card": f"/data/local-files/?d=cards/{n}.html"}) for n in range(N_TASKS)]
-    version = Version("cellai-0007", 3, ("a", "b"), 0, "", "", {"mode": "auto"}, "")
     cards.show(
-        Snapshot(3, LabelConfig("c", "card", ("a", "b"), ("A", "B"), ()), tasks, {}, ""),
+        snapshot_of(tasks),
         Pool(tasks, np.zeros((N_TASKS, 1), np.float32), np.ones(N_TASKS, np.bool_)),
-        Rescored(version, None, None, np.linspace(0, 1, N_TASKS).astype(np.float64)),
+        Rescored(VERSION, None, None, np.linspace(0, 1, N_TASKS).astype(np.float64)),
     )
     in_the_way = tmp_path / "cards"
     in_the_way.touch()
@@ -54,18 +68,15 @@ def test_cards_on_a_folder_that_takes_none_for_a_while(
 
 
 def test_what_cards_do_not_show_is_not_kept(tmp_path: Path) -> None:
-    settings = Settings(label_studio_api_key=SecretStr("x"), files_dir=tmp_path)
-    client = LabelStudioClient("http://label-studio", "token")
-    cards = CardRefresh(settings, client=client, features=cast(FeatureReader, SimpleNamespace()))
+    cards = refresh(tmp_path, reader=SimpleNamespace())
     tasks = [Task(n, {}) for n in range(N_TASKS)]
-    version = Version("cellai-0007", 3, ("a", "b"), 0, "", "", {"mode": "auto"}, "")
     drawn = np.full((50, N_TASKS, 2), 0.5, np.float32)
     is_gone = weakref.ref(drawn)
     cards.show(
-        Snapshot(3, LabelConfig("c", "card", ("a", "b"), ("A", "B"), ()), tasks, {}, ""),
+        snapshot_of(tasks),
         Pool(tasks, np.zeros((N_TASKS, 1), np.float32), np.ones(N_TASKS, np.bool_)),
         Rescored(
-            version,
+            VERSION,
             None,
             Predicted(drawn, drawn.mean(axis=0), np.ones(N_TASKS)),
             np.linspace(0, 1, N_TASKS).astype(np.float64),
@@ -74,3 +85,51 @@ def test_what_cards_do_not_show_is_not_kept(tmp_path: Path) -> None:
     del drawn
     assert is_gone() is None
     assert cards.version(3) == "cellai-0007"
+
+
+def test_crops_are_compared_with_the_readable_ones_of_the_whole_pool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once for all cards of a version; a picture that is gone has no part in it."""
+    rng = np.random.default_rng(0)
+    maps = CompactMaps.of([torch.from_numpy(rng.random((N_TASKS, *shape))) for shape in SHAPES])
+    features = rng.random((N_TASKS, FEATURE_DIM), np.float32)
+    features[5] = np.nan
+    is_readable = ~np.isnan(features[:, 0])
+    n_asked = []
+
+    def maps_of(tasks: list[Task], *, mode: str) -> tuple[CompactMaps, Any]:
+        n_asked.append(len(tasks))
+        rows = np.array([task.id for task in tasks])
+        return maps.rows(rows), is_readable[rows]
+
+    compared_with = []
+
+    def told_gradcam(*args: Any, typical: dict[bool, TypicalCrop], **named: Any) -> Any:
+        compared_with.append(typical)
+        return gradcam(*args, typical=typical, **named)
+
+    monkeypatch.setattr(card_refresh, "gradcam", told_gradcam)
+    cards = refresh(tmp_path, reader=SimpleNamespace(maps=maps_of))
+    tasks = [Task(n, {}) for n in range(N_TASKS)]
+    probabilities = np.full((N_TASKS, 2), 0.5, np.float32)
+    cards.show(
+        snapshot_of(tasks),
+        Pool(tasks, features, is_readable),
+        Rescored(
+            VERSION,
+            fresh_head(torch.zeros(FEATURE_DIM), torch.ones(FEATURE_DIM), n_classes=2, rng=rng),
+            Predicted(probabilities[None], probabilities, np.ones(N_TASKS)),
+            np.linspace(0, 1, N_TASKS).astype(np.float64),
+        ),
+    )
+    assert cards.step() == []
+    assert cards.step() == [(3, "cellai-0007")]
+    assert n_asked == [N_TASKS - 1, card_refresh.BATCH, N_TASKS - card_refresh.BATCH]
+    expected = typical_crops(
+        features[is_readable], maps.rows(is_readable), np.zeros(N_TASKS - 1, np.bool_)
+    )
+    assert len(compared_with) == 2
+    for typical in compared_with:
+        for own, tap in zip(expected[False], typical[False], strict=True):
+            torch.testing.assert_close(tap, own)
