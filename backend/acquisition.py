@@ -5,13 +5,13 @@ the plain normalised uncertainty as that allows; `uncertainty.score_from_priorit
 score of them.
 """
 
-import math
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from backend.errors import DivergedError
+from backend.thinning import thinned
 from backend.uncertainty import margin_uncertainty, mutual_information, predictive_entropy
 
 FloatArray = NDArray[np.float32]
@@ -134,7 +134,7 @@ def _choose_jointly(
 
 def _directions(features: FloatArray, pool_features: FloatArray) -> FloatArray:
     """Features standardised as the pool's, scaled to length one."""
-    reference = pool_features[:: max(1, len(pool_features) // REFERENCE_CROPS)]
+    reference = thinned(pool_features, REFERENCE_CROPS)
     mean, spread = reference.mean(axis=0), reference.std(axis=0)
     inverse = np.where(spread > 0, 1 / np.maximum(spread, 1e-6), 0)
     standardised = (features - mean) * inverse
@@ -199,12 +199,11 @@ def cold_start_priorities(
     )
     if n_unusable:
         raise DivergedError(f"{n_unusable} cells have no finite features.", hint=_UNFIT_WEIGHTS)
-    compared = np.arange(0, n_crops, max(1, math.ceil(n_crops / REFERENCE_CROPS)))
+    compared = thinned(np.arange(n_crops), REFERENCE_CROPS)
     directions = _directions(pool_features[compared], pool_features)
     covered = np.zeros(len(compared), np.float32)
     if len(labelled_features):
-        every = max(1, math.ceil(len(labelled_features) / REFERENCE_CROPS))
-        labelled = _directions(labelled_features[::every], pool_features)
+        labelled = _directions(thinned(labelled_features, REFERENCE_CROPS), pool_features)
         covered = (directions @ labelled.T).max(axis=1).clip(0)
     gain = np.zeros(n_crops)
     gain[compared] = _representation_gains(directions @ directions.T, covered)

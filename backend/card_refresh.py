@@ -24,6 +24,7 @@ from backend.label_studio import LabelStudioClient, Task
 from backend.pool import FeatureReader, Pool, input_mode
 from backend.rescoring import Rescored
 from backend.settings import Settings
+from backend.thinning import thinned
 from backend.training_set import Snapshot, cards_name
 from converters.placeholder import render_placeholder, write_card
 
@@ -169,9 +170,8 @@ class CardRefresh:
         """What the crops of a project are compared with: crops from all over its pool."""
         masked = _has_mask(backlog, np.arange(len(backlog.pool.tasks)))
         readable = backlog.pool.is_readable
-        rows = np.concatenate(
-            [_spread(np.flatnonzero(readable & (masked == kind))) for kind in (False, True)]
-        )
+        kinds = [np.flatnonzero(readable & (masked == kind)) for kind in (False, True)]
+        rows = np.concatenate([thinned(of_kind, TYPICAL_OF) for of_kind in kinds])
         maps, found = self._maps(backlog, rows)
         rows = rows[found]
         return typical_crops(backlog.pool.features[rows], maps.rows(found), masked[rows])
@@ -228,11 +228,6 @@ def _has_mask(backlog: _Backlog, rows: NDArray[np.intp]) -> NDArray[np.bool_]:
     """Of which rows a channel of the trunk's input outlines the cell."""
     tasks = (backlog.pool.tasks[row] for row in rows)
     return np.array([has_mask(input_mode(task.data, backlog.mode)) for task in tasks], np.bool_)
-
-
-def _spread(rows: NDArray[np.intp]) -> NDArray[np.intp]:
-    """At most TYPICAL_OF of them, evenly spaced."""
-    return rows[:: max(1, math.ceil(len(rows) / TYPICAL_OF))]
 
 
 def _tell(backlog: _Backlog) -> None:

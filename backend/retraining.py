@@ -21,7 +21,8 @@ from backend.pool import FeatureReader, Pool
 from backend.registry import Registry, Version
 from backend.rescoring import Rescored, next_version_name, publish, rescore
 from backend.settings import ProjectParameters, Settings
-from backend.training import TrainingSettings, fit
+from backend.thinning import thinned
+from backend.training import UNLABELLED, TrainingSettings, fit
 from backend.training_set import Snapshot, SnapshotReader, cards_name
 
 # Below this many hold-out labels two macro-F1 values cannot be told apart.
@@ -212,6 +213,8 @@ class Retraining:
         """Fit a fresh head, or note a cold start, and store it as the next version."""
         labelled = [row for row, task in enumerate(pool.tasks) if task.id in snapshot.labels]
         rows = [row for row in labelled if pool.is_readable[row]]
+        is_open = pool.is_readable.copy()
+        is_open[labelled] = False
         labels = np.array([snapshot.labels[pool.tasks[row].id] for row in rows], np.int64)
         stored = self._registry.versions(project.id)
         _check_pictures(stored, n_labels=len(labelled), n_readable=len(rows))
@@ -248,6 +251,7 @@ class Retraining:
             turned_features=np.where(
                 turned.is_readable[:, None], turned.features, pool.features[rows]
             ),
+            unlabelled_features=pool.features[thinned(np.flatnonzero(is_open), UNLABELLED)],
             device=self._features.trunk.device,
         )
         serving = next((v for v in stored if v.version == project.serving_version), None)

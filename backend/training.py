@@ -2,7 +2,7 @@
 
 Each fit starts from a fresh head. Where there are enough labels, a stratified hold-out that
 never splits a group gives the temperature and the metrics; the head that is returned is
-then fitted on all labels. Same labels, seed and machine: same head.
+then fitted on all labels. Same labels, pool, seed and machine: same head.
 """
 
 import hashlib
@@ -30,6 +30,7 @@ IntArray = NDArray[np.int64]
 CPU = torch.device("cpu")
 _ENLARGED = 1 / (1 - DROPOUT)
 BATCH = 64
+UNLABELLED = 2048  # crops without a label to learn from; many more than a training draws
 WEIGHT_DECAY = 1e-2
 FOLDS = 5
 SCALED_AT_ONCE = 4096
@@ -54,7 +55,7 @@ class TrainingSettings:
 
     learning_rate: float = 1e-3
     epochs: int = 40
-    least_steps: int = 320
+    least_steps: int = 160
     mc_passes: int = 50
     seed: int = 0
 
@@ -97,6 +98,7 @@ def fit(
     settings: TrainingSettings,
     pool_features: FloatArray | None = None,
     turned_features: FloatArray | None = None,
+    unlabelled_features: FloatArray | None = None,
     device: torch.device = CPU,
 ) -> Fitted:
     """Train a fresh head on all labels and calibrate it on a hold-out.
@@ -111,6 +113,8 @@ def fit(
             features; the labelled ones alone where it is not given.
         turned_features: (N, D) of the same crops turned by half a circle, which take their
             place in every second draw: a cell has no upside (measured, docs/model.md).
+        unlabelled_features: (U, D) of crops without a label, from which heads learn too, see
+            `train_head`; the trial on the hold-out learns so from the crops held out as well.
         device: where to train.
 
     Returns:
@@ -133,14 +137,17 @@ def fit(
     scaling = feature_scaling(features if pool_features is None else pool_features)
     held_out = _hold_out(labels, named_groups, seed=settings.seed)
     metrics: dict[str, Metric] = {"n_labels": len(labels), "n_holdout": int(held_out.sum())}
+    unlabelled = features[:0] if unlabelled_features is None else unlabelled_features
     temperature = 1.0
     if held_out.any():
+        without_label = [unlabelled, features[held_out]] if len(unlabelled) else [unlabelled]
         trial = train_head(
             [view[~held_out] for view in views],
             labels[~held_out],
             scaling,
             n_classes=n_classes,
             settings=settings,
+            unlabelled=np.concatenate(without_label),
             device=device,
         )
         temperature = fit_temperature(
@@ -154,7 +161,15 @@ def fit(
         ).mean(axis=0)
         kept_groups = [name for name, held in zip(named_groups, held_out, strict=True) if held]
         metrics |= holdout_metrics(probabilities, labels[held_out], kept_groups, seed=settings.seed)
-    head = train_head(views, labels, scaling, n_classes=n_classes, settings=settings, device=device)
+    head = train_head(
+        views,
+        labels,
+        scaling,
+        n_classes=n_classes,
+        settings=settings,
+        unlabelled=unlabelled,
+        device=device,
+    )
     metrics["temperature"] = temperature
     return Fitted(head.with_temperature(temperature), metrics)
 
@@ -197,9 +212,14 @@ def train_head(
     *,
     n_classes: int,
     settings: TrainingSettings,
+    unlabelled: FloatArray | None = None,
     device: torch.device = CPU,
 ) -> Head:
     """A fresh head after `epochs`, or `least_steps`, of class-balanced batches.
+
+    In the second half of the steps, half of each batch (less where most crops have a label) are
+    crops without one. What they are is what the head itself says of them half-way, without dropout,
+    its probabilities squared, so that it believes most what it is sure of.
 
     Args:
         views: one or more (N, D) of the same crops; each draw takes one of them.
@@ -207,6 +227,7 @@ def train_head(
         scaling: of `feature_scaling`.
         n_classes: K.
         settings: how to train.
+        unlabelled: (U, D) of crops without a label.
         device: where to train; the random numbers are the same everywhere.
 
     Returns:
@@ -214,6 +235,11 @@ def train_head(
 
     Raises:
         DivergedError: a weight is not finite.
+
+    Source:
+        Lee 2013, "Pseudo-Label: The Simple and Efficient Semi-Supervised Learning Method for Deep
+        Neural Networks"; squared: Berthelot et al. 2019, "MixMatch", eq. 7 with T = 1/2,
+        arXiv:1905.02249. What it brings: docs/model.md, *Crops without a label*.
     """
     rng = np.random.default_rng(settings.seed)
     head = fresh_head(*scaling, n_classes=n_classes, rng=rng).to(device)
@@ -225,18 +251,43 @@ def train_head(
     )
     draws = rng.choice(len(labels), size=(steps, BATCH), p=sampling_chances(labels))
     rows = rng.integers(len(views), size=draws.shape) * len(labels) + draws
-    inputs = torch.from_numpy(np.concatenate(views)).to(device)
-    # In place: 400 MB for 20,000 labels. What dropout keeps is enlarged, to keep its mean.
-    inputs.sub_(head.mean).mul_(head.scale * _ENLARGED)
     truths = functional.one_hot(torch.from_numpy(labels), n_classes).repeat(len(views), 1)
     truths = truths.to(device, torch.float32)
+    half_way = steps // 2
+    unlabelled = views[0][:0] if unlabelled is None else unlabelled
+    n_own = _own_draws(len(unlabelled), len(labels))
+    if n_own:
+        own_draws = rng.integers(len(unlabelled), size=(steps - half_way, n_own))
+        rows[half_way:, :n_own] = len(truths) + own_draws
+    inputs = torch.from_numpy(np.concatenate([*views, unlabelled])).to(device)
+    # In place: 400 MB for 20,000 labels. What dropout keeps is enlarged, to keep its mean.
+    inputs.sub_(head.mean).mul_(head.scale * _ENLARGED)
     masks = _dropout_masks(steps, *head.hidden_weight.shape, rng=rng, device=device)
+    drawn_and_kept = zip(torch.from_numpy(rows).to(device), masks, strict=True)
     with _one_thread(), torch.inference_mode():
-        for drawn, kept in zip(torch.from_numpy(rows).to(device), masks, strict=True):
+        for step, (drawn, kept) in enumerate(drawn_and_kept):
+            if step == half_way and n_own:
+                truths = torch.cat([truths, _own_answers(head, inputs[len(truths) :])])
             truth = truths.index_select(0, drawn)
             optimiser.step(gradients(head, inputs.index_select(0, drawn), truth, kept))
     _check_finite(weights + biases, settings)
     return head.to(CPU)
+
+
+def _own_draws(n_unlabelled: int, n_labelled: int) -> int:
+    """Of each batch: as there are crops of either kind, but no more than half."""
+    return round(BATCH * min(0.5, n_unlabelled / (n_unlabelled + n_labelled)))
+
+
+def _own_answers(head: Head, inputs: Tensor) -> Tensor:
+    """Probabilities without dropout, squared and made to add up to one again; (U, K).
+
+    Args:
+        head: half trained.
+        inputs: (U, D) from `Head.standardise` over 1 - DROPOUT.
+    """
+    hidden = torch.addmm(head.hidden_bias, inputs / _ENLARGED, head.hidden_weight).relu_()
+    return torch.softmax(2 * torch.addmm(head.class_bias, hidden, head.class_weight), dim=1)
 
 
 @contextmanager

@@ -11,12 +11,22 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel, ValidationError
 
-from backend import acquisition, adamw, head, metrics, precision, training, uncertainty
+from backend import acquisition, adamw, head, metrics, precision, thinning, training, uncertainty
 from benchmarks import learning
 from benchmarks.labelled_features import LabelledFeatures
 from benchmarks.learning import Run
 
-_DECIDE = (acquisition, adamw, head, learning, metrics, precision, training, uncertainty)
+_DECIDE = (
+    acquisition,
+    adamw,
+    head,
+    learning,
+    metrics,
+    precision,
+    thinning,
+    training,
+    uncertainty,
+)
 
 
 class _Line(BaseModel):

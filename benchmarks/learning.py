@@ -17,7 +17,8 @@ from threadpoolctl import threadpool_limits
 from backend.acquisition import cold_start_priorities, queue_priorities
 from backend.head import Head, mc_probabilities
 from backend.metrics import brier_score, expected_calibration_error, macro_f1
-from backend.training import TrainingSettings, feature_scaling, fit, train_head
+from backend.thinning import thinned
+from backend.training import UNLABELLED, TrainingSettings, feature_scaling, fit, train_head
 from backend.uncertainty import margin_uncertainty
 from benchmarks.labelled_features import LabelledFeatures
 
@@ -262,6 +263,9 @@ def _fit(pool: LabelledFeatures, labelled: IntArray, *, settings: TrainingSettin
         settings=settings,
         pool_features=pool.features,
         turned_features=pool.turned_features[labelled],
+        unlabelled_features=pool.features[
+            thinned(_missing(labelled, len(pool.labels)), UNLABELLED)
+        ],
     ).head
 
 

@@ -14,7 +14,7 @@ from backend.feature_cache import FeatureCache
 from backend.gradcam import gradcam, typical_crops
 from backend.head import Head, fresh_head, mc_probabilities
 from backend.networks import INPUT_PX
-from backend.training import TrainingSettings, fit
+from backend.training import UNLABELLED, TrainingSettings, fit
 from backend.uncertainty import margin_uncertainty
 from benchmarks.independent_masks import independent_mc_probabilities
 from benchmarks.labelled_features import LabelledFeatures
@@ -46,6 +46,7 @@ def measure_model(data: LabelledFeatures, cache: FeatureCache) -> Iterator[tuple
         n_classes=len(data.classes),
         settings=TrainingSettings(),
         turned_features=known.turned_features,
+        unlabelled_features=others.features[:UNLABELLED],
     ).head
     yield from _stability(head, others.features)
     yield "spearman_order_of_seeds", _order_stability(head, others.features, known.labels)

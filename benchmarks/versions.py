@@ -25,7 +25,7 @@ from backend.pool import PICTURE_RECIPE, FeatureReader
 from backend.registry import Version
 from backend.rescoring import prediction_rows, rescore
 from backend.settings import ProjectParameters
-from backend.training import TrainingSettings, fit
+from backend.training import UNLABELLED, TrainingSettings, fit
 from backend.training_set import Snapshot
 from benchmarks.labelled_features import read_labelled_features
 from benchmarks.timing import PeakMemory, seconds
@@ -62,6 +62,7 @@ def retraining_numbers(trunk: Trunk) -> Iterator[tuple[str, float]]:
     """Seconds and memory of one training on all labels of a pool, in both views."""
     elapsed_s: dict[int, list[float]] = {200: [], 2_000: [], 20_000: []}
     added_mb: dict[int, float] = {}
+    unlabelled, _ = synthetic_features(UNLABELLED, trunk.feature_dim, seed=2)
     # The middle one again after the longest: the machine may be slower by then.
     for n_labels in (200, 2_000, 20_000, 2_000):
         features, labels = synthetic_features(n_labels, trunk.feature_dim)
@@ -77,6 +78,7 @@ def retraining_numbers(trunk: Trunk) -> Iterator[tuple[str, float]]:
                 settings=TrainingSettings(),
                 pool_features=features,
                 turned_features=turned,
+                unlabelled_features=unlabelled,
                 device=trunk.device,
             )
             elapsed_s[n_labels].append(time.perf_counter() - started)

@@ -17,6 +17,7 @@ import torch
 from made_up import PredictionsInMemory
 from pydantic import SecretStr
 
+from backend import retraining
 from backend.jobs import JobStore
 from backend.label_studio import Task
 from backend.pool import FeatureReader, Pool
@@ -24,6 +25,7 @@ from backend.registry import Registry
 from backend.rescoring import Rescored
 from backend.retraining import Retraining
 from backend.settings import Settings
+from backend.training import Fitted, FloatArray, fit
 from converters.errors import CellAIError, LabelStudioError
 
 PROJECT = 1
@@ -111,7 +113,7 @@ class Bench:
         settings = Settings(
             label_studio_api_key=SecretStr("x"), data_dir=self.folder, mc_passes=5, epochs=20
         )
-        retraining = Retraining(
+        worker = Retraining(
             settings,
             client=self.label_studio,
             features=cast(FeatureReader, self.features),
@@ -124,7 +126,7 @@ class Bench:
         assert project is not None
         job_id = self.store.begin(project)
         try:
-            served = retraining.run(project, job_id, cards_version=project.cards_version)
+            served = worker.run(project, job_id, cards_version=project.cards_version)
         except CellAIError as error:
             self.store.fail(job_id, project, error=str(error))
             return str(error)
@@ -223,3 +225,20 @@ def test_version_of_another_mode_is_not_served_again(
         assert bench.job() is None
     assert f"{old} is for other classes, another trunk or mode" in caplog.text
     assert bench.label_studio.serving == new
+
+
+def test_readable_crops_without_a_label_are_learned_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = []
+
+    def told_fit(*args: Any, unlabelled_features: FloatArray, **named: Any) -> Fitted:
+        given.append(unlabelled_features)
+        return fit(*args, unlabelled_features=unlabelled_features, **named)
+
+    monkeypatch.setattr(retraining, "fit", told_fit)
+    bench = Bench(tmp_path, FakeLabelStudio(60, 30))
+    bench.features.unreadable = {3, 40}
+    trained(bench.job(), n_labels=29)
+    pool = bench.features.pool(bench.label_studio.tasks(PROJECT))
+    np.testing.assert_array_equal(given, [pool.features[[*range(30, 39), *range(40, 60)]]])

@@ -176,6 +176,42 @@ def test_turned_crops_are_learned_from_too() -> None:
     assert accuracy_on_turned(None) < 0.75
 
 
+def test_crops_without_a_label_are_learned_from_too() -> None:
+    """What the labelled crops show tells the class of others, which also show something else."""
+    rng = np.random.default_rng(0)
+    truth = np.arange(160) % 2
+    features = rng.standard_normal((160, 8)).astype(np.float32)
+    labelled, unlabelled, asked = np.arange(10), np.arange(10, 110), np.arange(110, 160)
+    features[:110, :4] += 4 * truth[:110, None] - 2
+    features[10:, 4:] += 4 * truth[10:, None] - 2
+    features[labelled, 4:] = 0
+
+    def accuracy(unlabelled_features: FloatArray | None) -> float:
+        head = fit(
+            features[labelled],
+            truth[labelled],
+            [str(row) for row in labelled],
+            n_classes=2,
+            settings=TrainingSettings(epochs=1000, mc_passes=8),
+            pool_features=features,
+            unlabelled_features=unlabelled_features,
+        ).head
+        return float((probabilities(head, features[asked]).argmax(axis=1) == truth[asked]).mean())
+
+    assert accuracy(features[unlabelled]) > 0.7
+    assert accuracy(None) < 0.6
+
+
+def test_the_last_crops_without_a_label_do_not_fill_the_batches() -> None:
+    features, labels, groups = blobs([100, 100])
+    plain, beside_one = (
+        fit(features, labels, groups, n_classes=2, settings=SETTINGS, unlabelled_features=others)
+        for others in (None, features[:1])
+    )
+    for name, tensor in plain.head.to_tensors().items():
+        assert torch.equal(tensor, beside_one.head.to_tensors()[name]) or name == "temperature"
+
+
 def test_features_are_scaled_in_little_memory_as_if_at_once() -> None:
     known = np.random.default_rng(0).normal(300, 7, (50_000, 40)).astype(np.float32)
     known[:, 3] = 5
