@@ -116,19 +116,23 @@ class FeatureCache:
                 found[rows] = True
         return maps, found
 
-    def put_many(self, keys: Sequence[str], extracted: Extracted) -> None:
+    def put_many(
+        self, keys: Sequence[str], extracted: Extracted, *, with_maps: bool = True
+    ) -> None:
         """Store crops; all of them or, after a crash, none.
 
         Args:
             keys: N content keys.
             extracted: features and maps of the same N crops.
+            with_maps: whether they are worth seven times the room of the features, for Grad-CAM.
         """
         binary = [bytes.fromhex(key) for key in keys]
         with self._records.transaction() as connection:
             features = (row.tobytes() for row in extracted.features.astype(np.float16))
             _insert(connection, "features", binary, features)
-            maps = (extracted.maps.to_bytes(row) for row in range(len(keys)))
-            _insert(connection, "maps", binary, maps)
+            if with_maps:
+                maps = (extracted.maps.to_bytes(row) for row in range(len(keys)))
+                _insert(connection, "maps", binary, maps)
             self._evict(connection)
         self._make_room()
 

@@ -153,7 +153,8 @@ class FeatureReader:
                 pixels = np.stack([picture for _, picture in group])
                 extracted = self.trunk.extract(pixels, mode=used)
                 keys = [content_key(picture, mode=used) for _, picture in group]
-                self._cache.put_many(keys, extracted)
+                # Turned crops are only learned from.
+                self._cache.put_many(keys, extracted, with_maps=not turned)
                 seen = {
                     identity: key
                     for (row, _), key in zip(group, keys, strict=True)

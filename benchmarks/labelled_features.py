@@ -85,7 +85,7 @@ def read_labelled_features(
         chunk_features, chunk_keys = _features(pixels, mode, trunk, cache)
         features.append(chunk_features)
         turned = np.ascontiguousarray(pixels[:, ::-1, ::-1])
-        turned_features.append(_features(turned, mode, trunk, cache)[0])
+        turned_features.append(_features(turned, mode, trunk, cache, with_maps=False)[0])
         keys.extend(chunk_keys)
         seen_with_mask.extend([has_mask(mode)] * len(chunk))
         labels.extend(str(crop.label) for crop in chunk)
@@ -113,7 +113,12 @@ def _chunks(crops: Iterator[Crop]) -> Iterator[list[Crop]]:
 
 
 def _features(
-    pixels: NDArray[np.uint8], mode: str, trunk: Trunk, cache: FeatureCache
+    pixels: NDArray[np.uint8],
+    mode: str,
+    trunk: Trunk,
+    cache: FeatureCache,
+    *,
+    with_maps: bool = True,
 ) -> tuple[NDArray[np.float32], list[str]]:
     """Features and keys of crops (n, S, S, 3) of one mode."""
     keys = [content_key(picture, mode=mode) for picture in pixels]
@@ -121,7 +126,7 @@ def _features(
     if not found.all():
         missing = np.flatnonzero(~found)
         extracted = trunk.extract(pixels[missing], mode=mode)
-        cache.put_many([keys[row] for row in missing], extracted)
+        cache.put_many([keys[row] for row in missing], extracted, with_maps=with_maps)
         features[missing] = extracted.features
     return features, keys
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from backend.cards import render_card
 from backend.compact_maps import CompactMaps
-from backend.feature_cache import FeatureCache
+from backend.feature_cache import FeatureCache, content_key
 from backend.features import Extracted, Trunk
 from backend.images import PictureReader
 from backend.label_studio import LabelStudioClient, Task
@@ -27,9 +27,11 @@ from backend.rescoring import prediction_rows, rescore
 from backend.settings import ProjectParameters
 from backend.training import UNLABELLED, TrainingSettings, fit
 from backend.training_set import Snapshot
-from benchmarks.labelled_features import read_labelled_features
 from benchmarks.timing import PeakMemory, seconds
+from converters.crops import ReadOptions
 from converters.label_config import TEMPLATE_PATH, read_label_config
+from converters.reading import iter_crops
+from converters.rendering import model_input
 from converters.sample import write_sample_crops
 
 FloatArray = NDArray[np.float32]
@@ -154,10 +156,12 @@ def cache_numbers(trunk: Trunk) -> Iterator[tuple[str, float]]:
         source = Path(folder, "sample.seg")
         write_sample_crops(source, n_cells=100, seed=0)
         cache = FeatureCache(Path(folder), trunk, max_bytes=NO_LIMIT)
-        read = read_labelled_features(source, trunk, cache, name="sample")
+        crops = iter_crops([source], options=ReadOptions())
+        pixels = np.stack([model_input(crop) for crop in crops])
+        keys = [content_key(picture, mode="both") for picture in pixels]
+        cache.put_many(keys, trunk.extract(pixels, mode="both"))
         used = sum(path.stat().st_size for path in Path(folder).rglob("*.sqlite*"))
-        n_stored = 2 * len(read.labels)  # upright and turned
-        yield "cache_kb_per_crop", used / 1e3 / n_stored
+        yield "cache_kb_per_crop", used / 1e3 / len(keys)
     with tempfile.TemporaryDirectory() as folder:
         cache = FeatureCache(Path(folder), trunk, max_bytes=NO_LIMIT)
         keys = _fill(cache, trunk, n_crops=100_000)

@@ -82,6 +82,19 @@ def test_maps_that_are_missing_are_made_again(reader: FeatureReader, tmp_path: P
     np.testing.assert_array_equal(again.scales, before.scales)
 
 
+def test_turned_crops_have_no_maps_stored(reader: FeatureReader, tmp_path: Path) -> None:
+    """They are learned from; no card shows them."""
+    tasks = [Task(number, {"number": number}) for number in range(3)]
+    reader.pool(tasks, mode="auto")
+    reader.pool(tasks, mode="auto", turned=True)
+    (path,) = tmp_path.glob("*/features.sqlite")
+    with closing(sqlite3.connect(path)) as connection:
+        (count,) = connection.execute("SELECT count(*) FROM features").fetchone()
+        assert count == 6
+        (count,) = connection.execute("SELECT count(*) FROM maps").fetchone()
+        assert count == 3
+
+
 def test_unreadable_pictures_are_told_in_one_line(
     reader: FeatureReader, caplog: pytest.LogCaptureFixture
 ) -> None:
