@@ -173,8 +173,7 @@ class CardRefresh:
         kinds = [np.flatnonzero(readable & (masked == kind)) for kind in (False, True)]
         rows = np.concatenate([thinned(of_kind, TYPICAL_OF) for of_kind in kinds])
         maps, found = self._maps(backlog, rows)
-        rows = rows[found]
-        return typical_crops(backlog.pool.features[rows], maps.rows(found), masked[rows])
+        return typical_crops(maps.rows(found), masked[rows[found]])
 
     def _maps(
         self, backlog: _Backlog, rows: NDArray[np.intp]

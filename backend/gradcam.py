@@ -3,7 +3,7 @@
 The trunk is frozen and its taps are cached, so no picture and no pass through the trunk is needed.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -16,28 +16,23 @@ from backend.compact_maps import CompactMaps
 from backend.head import Head
 
 FloatArray = NDArray[np.float32]
-TypicalCrop = tuple[Tensor, ...]  # of each tap (2, h * h, C), see `pooling.typical_places`
+TypicalCrop = tuple[Tensor, ...]  # of each tap, see `pooling.typical_places`
 _EPSILON = 1e-8
 
 
-def typical_crops(
-    features: FloatArray, maps: CompactMaps, has_mask: NDArray[np.bool_]
-) -> dict[bool, TypicalCrop]:
+def typical_crops(maps: CompactMaps, has_mask: NDArray[np.bool_]) -> dict[bool, TypicalCrop]:
     """The mean, place by place, of crops without and with a mask; zeros where there are none.
 
     Args:
-        features: (N, D).
-        maps: of the same crops.
+        maps: of N crops.
         has_mask: (N,) whether a channel of the trunk's input outlined the cell, see `pooling`.
     """
     return {
         masked: tuple(
-            pooling.typical_places(tap, numbers, has_mask=masked)
+            pooling.typical_places(tap, has_mask=masked)
             if len(tap)
-            else torch.zeros(2, *tap.shape[1:])
-            for tap, numbers in _by_tap(
-                maps.rows(has_mask == masked), torch.from_numpy(features[has_mask == masked])
-            )
+            else torch.zeros(1 + masked, *tap.shape[1:])
+            for tap in maps.rows(has_mask == masked).restored()
         )
         for masked in (False, True)
     }
@@ -90,7 +85,6 @@ def gradcam(
         added[rows] = _added_by_place(
             maps.rows(rows),
             gradient[rows],
-            inputs.detach()[rows],
             typical=typical[bool(masked)],
             has_mask=bool(masked),
         )
@@ -100,33 +94,19 @@ def gradcam(
 
 
 def _added_by_place(
-    maps: CompactMaps,
-    weights: Tensor,
-    features: Tensor,
-    *,
-    typical: TypicalCrop,
-    has_mask: bool,
+    maps: CompactMaps, weights: Tensor, *, typical: TypicalCrop, has_mask: bool
 ) -> Tensor:
-    """What each place adds to a weighted sum of the features, (n, D) both; (n, h, h)."""
+    """What each place adds to the features weighted with `weights`, (n, D); (n, h, h)."""
     size = maps.shapes[0][1:]
-    added = torch.zeros(len(features), *size)
-    for (tap, numbers, own_weights), typically in zip(
-        _by_tap(maps, features, weights), typical, strict=True
-    ):
-        coarse = pooling.added_by_place(
-            tap, own_weights, numbers, typical=typically, has_mask=has_mask
-        )
+    added = torch.zeros(len(weights), *size)
+    start = 0
+    for tap, of_tap in zip(maps.restored(), typical, strict=True):
+        channels = tap.shape[2]
+        own = weights[:, start : start + 2 * channels].reshape(-1, 2, channels)
+        start += 2 * channels
+        coarse = pooling.added_by_place(tap, own, typical=of_tap, has_mask=has_mask)
         # Spread over the smaller places, it stays the same in all (nearly, where a place is not a
         # whole number of them, as in networks without padding).
         fine = functional.interpolate(coarse[:, None], size, mode="bilinear")[:, 0]
         added += fine * (coarse.shape[-1] / size[0]) ** 2
     return added
-
-
-def _by_tap(maps: CompactMaps, *values: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The maps of each tap, (n, h * w, C), with its part (n, 2, C) of the features or the like."""
-    start = 0
-    for (channels, _, _), tap in zip(maps.shapes, maps.restored(), strict=True):
-        own = slice(start, start + 2 * channels)
-        start = own.stop
-        yield tap, *(value[:, own].reshape(-1, 2, channels) for value in values)

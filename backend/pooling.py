@@ -54,24 +54,22 @@ def pooled(maps: Tensor, *, has_mask: bool) -> tuple[Tensor, Tensor]:
     return first, second
 
 
-def typical_places(maps: Tensor, numbers: Tensor, *, has_mask: bool) -> Tensor:
+def typical_places(maps: Tensor, *, has_mask: bool) -> Tensor:
     """What the numbers are sums of, place by place, as the mean of crops.
 
     Args:
         maps: float32 (n, h * h, C), of at least one crop.
-        numbers: of the maps, as `pooled` gives them, (n, 2, C).
         has_mask: as in `pooled`.
 
     Returns:
-        (2, h * h, C): values and, with a mask, squares of their deviations from each crop's mean.
+        (1, h * h, C) values or, with a mask, (2, h * h, C): beside them the squares of their
+        deviations from each crop's mean.
     """
-    deviations = maps - numbers[:, :1] if has_mask else maps
-    return torch.stack([maps.mean(dim=0), deviations.square().mean(dim=0)])
+    summed = [maps, _squared_deviations(maps)] if has_mask else [maps]
+    return torch.stack([values.mean(dim=0) for values in summed])
 
 
-def added_by_place(
-    maps: Tensor, weights: Tensor, numbers: Tensor, *, typical: Tensor, has_mask: bool
-) -> Tensor:
+def added_by_place(maps: Tensor, weights: Tensor, *, typical: Tensor, has_mask: bool) -> Tensor:
     """What each place of the maps adds to a weighted sum of their numbers, beyond a typical crop.
 
     Over all places it comes to exactly what the numbers add beyond those of the typical crop.
@@ -79,8 +77,7 @@ def added_by_place(
     Args:
         maps: float32 (n, h * h, C).
         weights: of the numbers, (n, 2, C).
-        numbers: of the maps, as `pooled` gives them, (n, 2, C).
-        typical: as `typical_places` gives it, (2, h * h, C).
+        typical: of `typical_places`.
         has_mask: as in `pooled`.
 
     Returns:
@@ -88,22 +85,19 @@ def added_by_place(
     """
     size_px = math.isqrt(maps.shape[1])
     zones = _zones(size_px, has_mask=has_mask)
-    values, squares = typical.unbind()
     if has_mask:
-        mean, spread = numbers.unbind(dim=1)
+        values, squares = typical.unbind()
+        deviations = _squared_deviations(maps)
         # A spread is the root of a sum: s - t = (s^2 - t^2) / (s + t), and squares do add up.
-        slope = weights[:, 1] / (spread + _root(zones @ squares))
-        # first * a + slope * (a - mean)^2, of all maps
-        linear = maps @ (weights[:, 0] - 2 * slope * mean)[..., None]
-        squared = maps.square() @ slope[..., None]
-        constant = (slope * mean**2).sum(dim=1)[:, None]
-        typically = weights[:, 0] @ values.T + slope @ squares.T
-        added = zones[0] * (linear[..., 0] + squared[..., 0] + constant - typically)
+        spreads = _root((zones @ deviations)[:, 0]) + _root(zones @ squares)
+        of_spread = weights[:, 1] / spreads
+        first = ((maps - values) @ weights[:, 0, :, None])[..., 0]
+        second = ((deviations - squares) @ of_spread[..., None])[..., 0]
+        added = zones[0] * (first + second)
     else:
         surroundings, centre = zones
-        numbers_of_places = (maps @ weights.transpose(1, 2)) - (values @ weights.transpose(1, 2))
-        of_first, of_second = numbers_of_places.unbind(dim=2)
-        added = surroundings * of_first + (centre - surroundings) * of_second
+        first, second = ((maps - typical) @ weights.transpose(1, 2)).unbind(dim=2)
+        added = surroundings * first + (centre - surroundings) * second
     return added.view(-1, size_px, size_px)
 
 
@@ -115,6 +109,12 @@ def _zones(size_px: int, *, has_mask: bool) -> Tensor:
         inner, outer = (centre_weights(size_px, sigma) for sigma in SURROUNDINGS_SIGMAS)
         zones = [outer - inner, centre_weights(size_px, CENTRE_SIGMA)]
     return torch.stack([zone.flatten() / zone.sum() for zone in zones])
+
+
+def _squared_deviations(values: Tensor) -> Tensor:
+    """Of values (n, h * h, C) from their mean around the middle; of the same shape."""
+    middle = _zones(math.isqrt(values.shape[1]), has_mask=True)
+    return (values - _weighted_means(values, middle)).square_()
 
 
 def _mean_and_spread(values: Tensor, middle: Tensor) -> tuple[Tensor, Tensor]:

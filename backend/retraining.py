@@ -22,7 +22,7 @@ from backend.registry import Registry, Version
 from backend.rescoring import Rescored, next_version_name, publish, rescore
 from backend.settings import ProjectParameters, Settings
 from backend.thinning import thinned
-from backend.training import UNLABELLED, TrainingSettings, fit
+from backend.training import MOST_UNLABELLED, TrainingSettings, fit
 from backend.training_set import Snapshot, SnapshotReader, cards_name
 
 # Below this many hold-out labels two macro-F1 values cannot be told apart.
@@ -251,7 +251,7 @@ class Retraining:
             turned_features=np.where(
                 turned.is_readable[:, None], turned.features, pool.features[rows]
             ),
-            unlabelled_features=pool.features[thinned(np.flatnonzero(is_open), UNLABELLED)],
+            unlabelled_features=pool.features[thinned(np.flatnonzero(is_open), MOST_UNLABELLED)],
             device=self._features.trunk.device,
         )
         serving = next((v for v in stored if v.version == project.serving_version), None)

@@ -1,6 +1,5 @@
 """Some of many crops, from all over a project, where all would take too long."""
 
-import math
 from typing import TypeVar
 
 import numpy as np
@@ -10,10 +9,12 @@ _Scalar = TypeVar("_Scalar", bound=np.generic)
 
 
 def thinned(crops: NDArray[_Scalar], most: int) -> NDArray[_Scalar]:
-    """Every so many of them.
+    """So many of them, evenly spaced, in their order; all where there are no more.
 
     Args:
         crops: (N, ...), rows or features.
-        most: so many are left at most, and at least half of that where there were more.
+        most: how many are wanted.
     """
-    return crops[:: max(1, math.ceil(len(crops) / most))]
+    if len(crops) <= most:
+        return crops
+    return crops[np.linspace(0, len(crops) - 1, most).astype(np.intp)]

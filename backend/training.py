@@ -2,7 +2,7 @@
 
 Each fit starts from a fresh head. Where there are enough labels, a stratified hold-out that
 never splits a group gives the temperature and the metrics; the head that is returned is
-then fitted on all labels. Same labels, pool, seed and machine: same head.
+then fitted on all labels. Same labels, same pool in the same order, seed and machine: same head.
 """
 
 import hashlib
@@ -30,7 +30,8 @@ IntArray = NDArray[np.int64]
 CPU = torch.device("cpu")
 _ENLARGED = 1 / (1 - DROPOUT)
 BATCH = 64
-UNLABELLED = 2048  # crops without a label to learn from; many more than a training draws
+MOST_UNLABELLED = 2048  # crops to learn from without a label: as many as few labels' steps draw
+LABELLED_STEPS = 80  # from labels alone, before a head is asked; with fewer its answers are guesses
 WEIGHT_DECAY = 1e-2
 FOLDS = 5
 SCALED_AT_ONCE = 4096
@@ -46,7 +47,7 @@ class TrainingSettings:
 
     Attributes:
         learning_rate: of AdamW, at the start of a cosine to zero.
-        epochs: passes over the labels.
+        epochs: passes over the labels, or fewer where crops without a label take their place.
         least_steps: so many batches are drawn where the epochs would be fewer; with few labels
             a head is not done after 40 of them (measured, docs/model.md).
         mc_passes: Monte-Carlo dropout passes T behind probabilities.
@@ -114,7 +115,8 @@ def fit(
         turned_features: (N, D) of the same crops turned by half a circle, which take their
             place in every second draw: a cell has no upside (measured, docs/model.md).
         unlabelled_features: (U, D) of crops without a label, from which heads learn too, see
-            `train_head`; the trial on the hold-out learns so from the crops held out as well.
+            `train_head`. Crops held out are such crops, too, for the head that is tried on them, as
+            those are whose classes it is to tell.
         device: where to train.
 
     Returns:
@@ -138,16 +140,17 @@ def fit(
     held_out = _hold_out(labels, named_groups, seed=settings.seed)
     metrics: dict[str, Metric] = {"n_labels": len(labels), "n_holdout": int(held_out.sum())}
     unlabelled = features[:0] if unlabelled_features is None else unlabelled_features
+    n_drawn = _unlabelled_of_batch(len(unlabelled), len(labels))
     temperature = 1.0
     if held_out.any():
-        without_label = [unlabelled, features[held_out]] if len(unlabelled) else [unlabelled]
         trial = train_head(
             [view[~held_out] for view in views],
             labels[~held_out],
             scaling,
             n_classes=n_classes,
             settings=settings,
-            unlabelled=np.concatenate(without_label),
+            unlabelled=np.concatenate([unlabelled, features[held_out]]),
+            n_unlabelled_drawn=n_drawn,
             device=device,
         )
         temperature = fit_temperature(
@@ -168,6 +171,7 @@ def fit(
         n_classes=n_classes,
         settings=settings,
         unlabelled=unlabelled,
+        n_unlabelled_drawn=n_drawn,
         device=device,
     )
     metrics["temperature"] = temperature
@@ -213,13 +217,14 @@ def train_head(
     n_classes: int,
     settings: TrainingSettings,
     unlabelled: FloatArray | None = None,
+    n_unlabelled_drawn: int = 0,
     device: torch.device = CPU,
 ) -> Head:
-    """A fresh head after `epochs`, or `least_steps`, of class-balanced batches.
+    """A fresh head after `epochs`, or `least_steps`, of batches in which all classes are as many.
 
-    In the second half of the steps, half of each batch (less where most crops have a label) are
-    crops without one. What they are is what the head itself says of them half-way, without dropout,
-    its probabilities squared, so that it believes most what it is sure of.
+    In the second half of the steps, a part of each batch are crops without a label instead. What
+    they are is what the head itself says of them half-way, without dropout, its probabilities
+    squared, so that it believes most what it is sure of.
 
     Args:
         views: one or more (N, D) of the same crops; each draw takes one of them.
@@ -228,6 +233,7 @@ def train_head(
         n_classes: K.
         settings: how to train.
         unlabelled: (U, D) of crops without a label.
+        n_unlabelled_drawn: how many of them are in each batch, 0 to BATCH.
         device: where to train; the random numbers are the same everywhere.
 
     Returns:
@@ -253,40 +259,39 @@ def train_head(
     rows = rng.integers(len(views), size=draws.shape) * len(labels) + draws
     truths = functional.one_hot(torch.from_numpy(labels), n_classes).repeat(len(views), 1)
     truths = truths.to(device, torch.float32)
-    half_way = steps // 2
-    unlabelled = views[0][:0] if unlabelled is None else unlabelled
-    n_own = _own_draws(len(unlabelled), len(labels))
-    if n_own:
-        own_draws = rng.integers(len(unlabelled), size=(steps - half_way, n_own))
-        rows[half_way:, :n_own] = len(truths) + own_draws
-    inputs = torch.from_numpy(np.concatenate([*views, unlabelled])).to(device)
+    half_way = max(steps // 2, LABELLED_STEPS)
+    if unlabelled is not None and n_unlabelled_drawn and half_way < steps:
+        drawn = rng.integers(len(unlabelled), size=(steps - half_way, n_unlabelled_drawn))
+        rows[half_way:, :n_unlabelled_drawn] = len(truths) + drawn
+        views = [*views, unlabelled]
+    inputs = torch.from_numpy(np.concatenate(views)).to(device)
     # In place: 400 MB for 20,000 labels. What dropout keeps is enlarged, to keep its mean.
     inputs.sub_(head.mean).mul_(head.scale * _ENLARGED)
     masks = _dropout_masks(steps, *head.hidden_weight.shape, rng=rng, device=device)
-    drawn_and_kept = zip(torch.from_numpy(rows).to(device), masks, strict=True)
+    batches = zip(torch.from_numpy(rows).to(device), masks, strict=True)
     with _one_thread(), torch.inference_mode():
-        for step, (drawn, kept) in enumerate(drawn_and_kept):
-            if step == half_way and n_own:
-                truths = torch.cat([truths, _own_answers(head, inputs[len(truths) :])])
-            truth = truths.index_select(0, drawn)
-            optimiser.step(gradients(head, inputs.index_select(0, drawn), truth, kept))
+        for step, (batch, kept) in enumerate(batches):
+            if step == half_way and len(truths) < len(inputs):
+                truths = torch.cat([truths, _sharpened_answers(head, inputs[len(truths) :])])
+            truth = truths.index_select(0, batch)
+            optimiser.step(gradients(head, inputs.index_select(0, batch), truth, kept))
     _check_finite(weights + biases, settings)
     return head.to(CPU)
 
 
-def _own_draws(n_unlabelled: int, n_labelled: int) -> int:
-    """Of each batch: as there are crops of either kind, but no more than half."""
+def _unlabelled_of_batch(n_unlabelled: int, n_labelled: int) -> int:
+    """As there are crops of either kind, but no more than half: the last few must not fill it."""
     return round(BATCH * min(0.5, n_unlabelled / (n_unlabelled + n_labelled)))
 
 
-def _own_answers(head: Head, inputs: Tensor) -> Tensor:
+def _sharpened_answers(head: Head, inputs: Tensor) -> Tensor:
     """Probabilities without dropout, squared and made to add up to one again; (U, K).
 
     Args:
         head: half trained.
         inputs: (U, D) from `Head.standardise` over 1 - DROPOUT.
     """
-    hidden = torch.addmm(head.hidden_bias, inputs / _ENLARGED, head.hidden_weight).relu_()
+    hidden = torch.addmm(head.hidden_bias, inputs, head.hidden_weight, alpha=1 / _ENLARGED).relu_()
     return torch.softmax(2 * torch.addmm(head.class_bias, hidden, head.class_weight), dim=1)
 
 

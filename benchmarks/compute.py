@@ -135,8 +135,8 @@ def prediction_numbers(work: Workload) -> Iterator[tuple[str, float]]:
     yield "predict_ms_96", 1e3 * native_s / len(work.pixels)
     yield "predict_over_forward_96", native_s / forward_s
     maps = _random_maps(work.trunk, len(work.pixels), 224)
-    features, kept = _run_layers(work.trunk, maps)
-    large_typical = typical_crops(features.cpu().numpy(), kept, np.zeros(len(maps), np.bool_))
+    _, kept = _run_layers(work.trunk, maps)
+    large_typical = typical_crops(kept, np.zeros(len(maps), np.bool_))
     large_s, forward_s = seconds_in_turn(
         lambda: _predict_maps(work.trunk, head, maps, large_typical),
         lambda: _plain_forward(work.trunk, maps),
@@ -181,8 +181,8 @@ def _unseen_pixels(pixels: UInt8Array) -> Iterator[UInt8Array]:
 
 
 def _typical(work: Workload) -> dict[bool, TypicalCrop]:
-    extracted = work.trunk.extract(work.pixels, mode="rgb")
-    return typical_crops(extracted.features, extracted.maps, np.zeros(len(work.pixels), np.bool_))
+    maps = work.trunk.extract(work.pixels, mode="rgb").maps
+    return typical_crops(maps, np.zeros(len(work.pixels), np.bool_))
 
 
 def _predict_unseen(

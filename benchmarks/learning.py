@@ -18,7 +18,7 @@ from backend.acquisition import cold_start_priorities, queue_priorities
 from backend.head import Head, mc_probabilities
 from backend.metrics import brier_score, expected_calibration_error, macro_f1
 from backend.thinning import thinned
-from backend.training import UNLABELLED, TrainingSettings, feature_scaling, fit, train_head
+from backend.training import MOST_UNLABELLED, TrainingSettings, feature_scaling, fit, train_head
 from backend.uncertainty import margin_uncertainty
 from benchmarks.labelled_features import LabelledFeatures
 
@@ -264,7 +264,7 @@ def _fit(pool: LabelledFeatures, labelled: IntArray, *, settings: TrainingSettin
         pool_features=pool.features,
         turned_features=pool.turned_features[labelled],
         unlabelled_features=pool.features[
-            thinned(_missing(labelled, len(pool.labels)), UNLABELLED)
+            thinned(_missing(labelled, len(pool.labels)), MOST_UNLABELLED)
         ],
     ).head
 

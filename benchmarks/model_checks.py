@@ -10,11 +10,13 @@ from scipy.stats import spearmanr
 from torch.nn import functional
 
 from backend.acquisition import queue_priorities
+from backend.card_refresh import TYPICAL_OF
 from backend.feature_cache import FeatureCache
 from backend.gradcam import gradcam, typical_crops
 from backend.head import Head, fresh_head, mc_probabilities
 from backend.networks import INPUT_PX
-from backend.training import UNLABELLED, TrainingSettings, fit
+from backend.thinning import thinned
+from backend.training import MOST_UNLABELLED, TrainingSettings, fit
 from backend.uncertainty import margin_uncertainty
 from benchmarks.independent_masks import independent_mc_probabilities
 from benchmarks.labelled_features import LabelledFeatures
@@ -23,7 +25,6 @@ N_LABELS = 200
 LEAST_LABELS = 2 * N_LABELS  # as many are left to look at
 N_CROPS = 1000  # whose uncertainties are compared
 N_MAPS = 300
-N_TYPICAL = 64  # with whose mean they are compared, as the product does
 REFERENCE_PASSES = 400
 PASSES = (5, 10, 20, 50, 100)
 ORDER_SEEDS = 5
@@ -46,7 +47,7 @@ def measure_model(data: LabelledFeatures, cache: FeatureCache) -> Iterator[tuple
         n_classes=len(data.classes),
         settings=TrainingSettings(),
         turned_features=known.turned_features,
-        unlabelled_features=others.features[:UNLABELLED],
+        unlabelled_features=thinned(others.features, MOST_UNLABELLED),
     ).head
     yield from _stability(head, others.features)
     yield "spearman_order_of_seeds", _order_stability(head, others.features, known.labels)
@@ -102,10 +103,8 @@ def _map_numbers(
     random_head = fresh_head(
         head.mean, head.scale, n_classes=head.n_classes, rng=np.random.default_rng(1)
     )
-    compared = slice(N_TYPICAL)
-    typical = typical_crops(
-        readable.features[compared], kept.rows(rows[compared]), readable.has_mask[compared]
-    )
+    compared = thinned(np.arange(len(rows)), TYPICAL_OF)
+    typical = typical_crops(kept.rows(rows[compared]), readable.has_mask[compared])
     maps, random_maps = (
         gradcam(
             some,

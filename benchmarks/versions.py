@@ -25,7 +25,7 @@ from backend.pool import PICTURE_RECIPE, FeatureReader
 from backend.registry import Version
 from backend.rescoring import prediction_rows, rescore
 from backend.settings import ProjectParameters
-from backend.training import UNLABELLED, TrainingSettings, fit
+from backend.training import MOST_UNLABELLED, TrainingSettings, fit
 from backend.training_set import Snapshot
 from benchmarks.timing import PeakMemory, seconds
 from converters.crops import ReadOptions
@@ -64,7 +64,7 @@ def retraining_numbers(trunk: Trunk) -> Iterator[tuple[str, float]]:
     """Seconds and memory of one training on all labels of a pool, in both views."""
     elapsed_s: dict[int, list[float]] = {200: [], 2_000: [], 20_000: []}
     added_mb: dict[int, float] = {}
-    unlabelled, _ = synthetic_features(UNLABELLED, trunk.feature_dim, seed=2)
+    unlabelled, _ = synthetic_features(MOST_UNLABELLED, trunk.feature_dim, seed=2)
     # The middle one again after the longest: the machine may be slower by then.
     for n_labels in (200, 2_000, 20_000, 2_000):
         features, labels = synthetic_features(n_labels, trunk.feature_dim)

@@ -21,6 +21,7 @@ from backend.prediction import Predicted
 from backend.registry import Version
 from backend.rescoring import Rescored
 from backend.settings import Settings
+from backend.thinning import thinned
 from backend.training_set import Snapshot
 from converters.label_config import LabelConfig
 
@@ -90,7 +91,7 @@ def test_what_cards_do_not_show_is_not_kept(tmp_path: Path) -> None:
 def test_crops_are_compared_with_the_readable_ones_of_the_whole_pool(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once for all cards of a version; a picture that is gone has no part in it."""
+    """Once for all cards of a version: some of each kind, and none whose picture is gone."""
     rng = np.random.default_rng(0)
     maps = CompactMaps.of([torch.from_numpy(rng.random((N_TASKS, *shape))) for shape in SHAPES])
     features = rng.random((N_TASKS, FEATURE_DIM), np.float32)
@@ -110,8 +111,11 @@ def test_crops_are_compared_with_the_readable_ones_of_the_whole_pool(
         return gradcam(*args, typical=typical, **named)
 
     monkeypatch.setattr(card_refresh, "gradcam", told_gradcam)
+    monkeypatch.setattr(card_refresh, "TYPICAL_OF", 14)
     cards = refresh(tmp_path, reader=SimpleNamespace(maps=maps_of))
-    tasks = [Task(n, {}) for n in range(N_TASKS)]
+    has_mask = np.arange(N_TASKS) % 3 == 0
+    stack = {"model_input": "m.png", "phase": "p.png"}
+    tasks = [Task(n, stack if has_mask[n] else {}) for n in range(N_TASKS)]
     probabilities = np.full((N_TASKS, 2), 0.5, np.float32)
     cards.show(
         snapshot_of(tasks),
@@ -125,11 +129,11 @@ def test_crops_are_compared_with_the_readable_ones_of_the_whole_pool(
     )
     assert cards.step() == []
     assert cards.step() == [(3, "cellai-0007")]
-    assert n_asked == [N_TASKS - 1, card_refresh.BATCH, N_TASKS - card_refresh.BATCH]
-    expected = typical_crops(
-        features[is_readable], maps.rows(is_readable), np.zeros(N_TASKS - 1, np.bool_)
-    )
+    assert n_asked == [28, card_refresh.BATCH, N_TASKS - card_refresh.BATCH]
+    unmasked, masked = (np.flatnonzero(is_readable & (has_mask == kind)) for kind in (False, True))
+    assert (len(unmasked), len(masked)) == (25, 14)
+    some = np.concatenate([thinned(unmasked, 14), masked])
+    expected = typical_crops(maps.rows(some), has_mask[some])
     assert len(compared_with) == 2
     for typical in compared_with:
-        for own, tap in zip(expected[False], typical[False], strict=True):
-            torch.testing.assert_close(tap, own)
+        torch.testing.assert_close(typical, expected)

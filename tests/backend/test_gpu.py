@@ -66,11 +66,20 @@ def test_head_is_the_same_each_time_and_nearly_that_of_the_processor() -> None:
     labels = np.repeat(np.arange(3), 30)
     features = (rng.normal(size=(3, 200))[labels] + rng.normal(size=(90, 200))).astype(np.float32)
     groups = [str(row) for row in range(90)]
+    unlabelled = rng.normal(size=(90, 200)).astype(np.float32)
 
     def head(device: str) -> Any:
         place = torch.device(device)
         settings = TrainingSettings(mc_passes=8)
-        return fit(features, labels, groups, n_classes=3, settings=settings, device=place).head
+        return fit(
+            features,
+            labels,
+            groups,
+            n_classes=3,
+            settings=settings,
+            unlabelled_features=unlabelled,
+            device=place,
+        ).head
 
     first, second = head("cuda"), head("cuda")
     for name, tensor in first.to_tensors().items():

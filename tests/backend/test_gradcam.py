@@ -91,8 +91,7 @@ def seeded_head(trunk: Trunk) -> Head:
 
 def nothing_typical(trunk: Trunk) -> dict[bool, TypicalCrop]:
     """Crops are compared with zeros."""
-    none = np.empty((0, trunk.feature_dim), np.float32)
-    return typical_crops(none, CompactMaps.empty(0, trunk.kept_shapes), np.empty(0, np.bool_))
+    return typical_crops(CompactMaps.empty(0, trunk.kept_shapes), np.empty(0, np.bool_))
 
 
 def numbers_of(taps: list[Tensor], *, has_mask: bool) -> NDArray[np.float32]:
@@ -125,7 +124,7 @@ def test_equals_the_library(network: str, mode: str) -> None:
         maps=maps.rows(slice(2)),
         class_idx=class_idx,
         has_mask=masked[:2],
-        typical=typical_crops(features[2:], maps.rows(slice(2, 6)), masked[2:]),
+        typical=typical_crops(maps.rows(slice(2, 6)), masked[2:]),
     )
 
     assert ours.max() == pytest.approx(1, abs=1e-3)
@@ -156,7 +155,7 @@ def test_crops_with_and_without_a_mask_are_compared_with_their_own_kind() -> Non
             maps=maps,
             class_idx=np.zeros(len(rows), np.int64),
             has_mask=has_mask[chosen],
-            typical=typical_crops(features, maps, has_mask[chosen]),
+            typical=typical_crops(maps, has_mask[chosen]),
         )
 
     together = heat_of([0, 1, 2, 3, 4, 5])

@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from backend.pooling import CENTRE_SIGMA, MIDDLE_SIGMA, SURROUNDINGS_SIGMAS, pooled
+from backend.pooling import (
+    CENTRE_SIGMA,
+    MIDDLE_SIGMA,
+    SURROUNDINGS_SIGMAS,
+    added_by_place,
+    pooled,
+    typical_places,
+)
 
 SIZE = 24
 
@@ -70,3 +77,22 @@ def test_the_maps_stay_as_they_are(has_mask: bool) -> None:
     before = maps.clone()
     pooled(maps, has_mask=has_mask)
     assert torch.equal(maps, before)
+
+
+@pytest.mark.parametrize("has_mask", [True, False])
+def test_places_add_up_to_what_sets_the_numbers_apart_from_a_typical_crop(has_mask: bool) -> None:
+    maps, (typical, *_) = _maps(), _maps(seed=1)
+    weights = torch.randn(3, 2, 5, generator=torch.Generator().manual_seed(2))
+    by_place, typical_by_place = (
+        values.permute(0, 2, 3, 1).flatten(1, 2) for values in (maps, typical[None])
+    )
+    added = added_by_place(
+        by_place,
+        weights,
+        typical=typical_places(typical_by_place, has_mask=has_mask),
+        has_mask=has_mask,
+    )
+    assert added.shape == (3, SIZE, SIZE)
+    numbers = torch.stack(pooled(maps, has_mask=has_mask), dim=1)
+    expected = numbers - torch.stack(pooled(typical[None], has_mask=has_mask), dim=1)
+    torch.testing.assert_close(added.sum(dim=(1, 2)), (weights * expected).sum(dim=(1, 2)))

@@ -12,6 +12,7 @@ from torch.nn import functional
 from backend.errors import DivergedError, SingleClassError
 from backend.head import fresh_head, probabilities
 from backend.training import (
+    LABELLED_STEPS,
     FloatArray,
     TrainingSettings,
     feature_scaling,
@@ -47,7 +48,15 @@ def test_any_number_of_classes_and_labels(counts: list[int], least_accuracy: flo
 
 def test_same_labels_and_seed_give_the_same_head_in_any_order() -> None:
     features, labels, groups = blobs([30, 20, 10])
-    first = fit(features, labels, groups, n_classes=3, settings=SETTINGS)
+    unlabelled, _, _ = blobs([30, 20, 10], seed=1)
+    first = fit(
+        features,
+        labels,
+        groups,
+        n_classes=3,
+        settings=SETTINGS,
+        unlabelled_features=unlabelled,
+    )
     order = np.random.default_rng(1).permutation(len(labels))
     second = fit(
         features[order],
@@ -55,6 +64,7 @@ def test_same_labels_and_seed_give_the_same_head_in_any_order() -> None:
         [groups[row] for row in order],
         n_classes=3,
         settings=SETTINGS,
+        unlabelled_features=unlabelled,
     )
     for name, tensor in first.head.to_tensors().items():
         assert torch.equal(tensor, second.head.to_tensors()[name]), name
@@ -209,7 +219,25 @@ def test_the_last_crops_without_a_label_do_not_fill_the_batches() -> None:
         for others in (None, features[:1])
     )
     for name, tensor in plain.head.to_tensors().items():
-        assert torch.equal(tensor, beside_one.head.to_tensors()[name]) or name == "temperature"
+        assert torch.equal(tensor, beside_one.head.to_tensors()[name]), name
+    assert plain.metrics == beside_one.metrics
+
+
+def test_a_head_is_not_asked_before_it_has_learned() -> None:
+    features, labels, groups = blobs([30, 30])
+    plain, beside_others = (
+        fit(
+            features,
+            labels,
+            groups,
+            n_classes=2,
+            settings=TrainingSettings(epochs=LABELLED_STEPS, least_steps=0, mc_passes=8),
+            unlabelled_features=others,
+        )
+        for others in (None, features)
+    )
+    for name, tensor in plain.head.to_tensors().items():
+        assert torch.equal(tensor, beside_others.head.to_tensors()[name]), name
 
 
 def test_features_are_scaled_in_little_memory_as_if_at_once() -> None:
