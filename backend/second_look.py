@@ -45,7 +45,7 @@ def label_confidence(
         labels: class index of each, (N,), in [0, n_classes).
         n_classes: K.
         temperature: of the version in service.
-        settings: how its head was trained.
+        settings: how its head was trained; these learn from labels alone, in fewer steps.
         device: where to train.
 
     Returns:
