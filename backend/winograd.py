@@ -20,6 +20,9 @@ _AT_ONE = 1 * _TILE + 1  # what stands at the point (1, 1) is added to all of th
 # with more tiles at once they leave the processor's caches (measured, docs/model.md).
 _LEAST_CHANNELS = 128
 _TILES_AT_ONCE = 128
+# MKL rounds the products of fewer rows differently: of one with AVX-512, of up to three with AVX2
+# (measured, all counts up to 39).
+_FEWEST_TILES = 8
 
 
 class WinogradConv2d(nn.Module):
@@ -57,12 +60,11 @@ class WinogradConv2d(nn.Module):
     def _convolved(self, tiles: Tensor) -> Tensor:
         """Of tiles (n, rows, columns, C, 8, 8): (n, rows, 6, columns, 6, K)."""
         n, rows, columns, channels = tiles.shape[:4]
-        if n * rows * columns == 1:
-            # One tile alone would be multiplied as a vector, whose sums are rounded differently.
-            return self._convolved(tiles.expand(2, -1, -1, -1, -1, -1))[:1]
         places = tiles.permute(4, 5, 0, 1, 2, 3).reshape(_TILE**2, -1)
         values = (self._to_values @ places).view(_TILE**2, -1, channels)
-        products = torch.bmm(values, self._kernels)
+        n_tiles = values.shape[1]
+        missing = max(0, _FEWEST_TILES - n_tiles)
+        products = torch.bmm(functional.pad(values, (0, 0, 0, missing)), self._kernels)[:, :n_tiles]
         if self._bias is not None:
             products[_AT_ONE] += self._bias
         output = self._to_output @ products.flatten(1)
@@ -91,7 +93,7 @@ def quicken(layers: nn.Module) -> bool:
 def is_suitable(layer: nn.Conv2d) -> bool:
     """Whether `WinogradConv2d` does it, and faster: 3 x 3, all shifts of one pixel, many channels.
 
-    Only with Intel's MKL, whose products have the same rows however many there are.
+    Only with Intel's MKL, whose products have the same rows however many there are, but for a few.
     """
     return (
         torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]

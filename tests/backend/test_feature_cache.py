@@ -5,8 +5,10 @@ import os
 import sqlite3
 import time
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,12 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from seeded_networks import seeded_trunk
+from seeded_networks import seeded_tensors, seeded_trunk
 
 from backend.compact_maps import CompactMaps
 from backend.feature_cache import FeatureCache, content_key
 from backend.features import Extracted, Trunk, fit_to_input
-from backend.networks import INPUT_PX
+from backend.networks import INPUT_PX, build_network
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +46,7 @@ def filled_cache(
     return cache, keys, path
 
 
-def test_extraction_is_the_same_each_time_and_in_any_batch(
-    trunk: Trunk, pixels: NDArray[Any]
-) -> None:
+def test_extraction_is_the_same_each_time(trunk: Trunk, pixels: NDArray[Any]) -> None:
     together = trunk.extract(pixels, mode="both")
     assert together.features.shape == (3, trunk.feature_dim)
     assert [tuple(tap.shape) for tap in together.maps.restored()] == [
@@ -54,11 +54,18 @@ def test_extraction_is_the_same_each_time_and_in_any_batch(
         (3, 144, 512),
         (3, 36, 512),
     ]
-    alone = trunk.extract(pixels[1:2], mode="both")
-    np.testing.assert_allclose(together.features[1], alone.features[0], rtol=1e-2, atol=1e-3)
     again = trunk.extract(pixels, mode="both")
     np.testing.assert_array_equal(together.features, again.features)
     assert trunk.extract(pixels[:0], mode="rgb").features.shape == (0, trunk.feature_dim)
+
+
+def test_a_crop_is_the_same_in_any_batch(trunk: Trunk) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (40, 64, 64, 3), np.uint8)
+    together = trunk.extract(pixels, mode="both")
+    for n in (1, 2, 3, 4, 9, 33):
+        some = trunk.extract(pixels[-n:], mode="both")
+        np.testing.assert_array_equal(some.features, together.features[-n:])
+        np.testing.assert_array_equal(some.maps.values, together.maps.values[-n:])
 
 
 @pytest.mark.parametrize("size_px", [32, 95, 96, 97, 200])
@@ -125,15 +132,53 @@ def test_destroyed_file_is_built_anew(trunk: Trunk, pixels: NDArray[Any], tmp_pa
     assert reopened.get_features(keys)[1].all()
 
 
-def test_other_weights_never_read_these_records(
-    trunk: Trunk, pixels: NDArray[Any], tmp_path: Path
-) -> None:
-    keys = [content_key(crop, mode="both") for crop in pixels]
-    FeatureCache(tmp_path, trunk, max_bytes=10**9).put_many(
-        keys, trunk.extract(pixels, mode="both")
+def other_taps() -> Trunk:
+    network = build_network("vgg16")
+    shallower = replace(network, taps=network.taps[:2], map_shapes=network.map_shapes[:2])
+    return Trunk(
+        shallower, seeded_tensors(network), device=torch.device("cpu"), precision=torch.float32
     )
-    other = FeatureCache(tmp_path, seeded_trunk(seed=1), max_bytes=10**9)
-    assert not other.get_features(keys)[1].any()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda: seeded_trunk(seed=1),
+        lambda: seeded_trunk("vgg16_bn"),
+        lambda: seeded_trunk(precision=torch.bfloat16),
+        other_taps,
+    ],
+    ids=["weights", "network", "precision", "taps"],
+)
+def test_another_trunk_never_reads_these_records(
+    trunk: Trunk, pixels: NDArray[Any], tmp_path: Path, other: Callable[[], Trunk]
+) -> None:
+    _, keys, _ = filled_cache(tmp_path, trunk, pixels)
+    assert not FeatureCache(tmp_path, other(), max_bytes=10**9).get_features(keys)[1].any()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        ("backend.features.TRANSFORM", "another"),
+        ("backend.features.FADING_SIGMA", 0.26),
+        ("backend.features.AMPLITUDE_GAIN", 3.1),
+        ("backend.features.INPUT_PX", 112),
+        ("backend.pooling.RECIPE", "another"),
+    ],
+)
+def test_another_way_to_the_features_never_reads_these_records(
+    trunk: Trunk,
+    pixels: NDArray[Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changed: tuple[str, str | float],
+) -> None:
+    _, keys, _ = filled_cache(tmp_path, trunk, pixels)
+    monkeypatch.setattr(*changed)
+    assert not FeatureCache(tmp_path, seeded_trunk(), max_bytes=10**9).get_features(keys)[1].any()
+    monkeypatch.undo()
+    assert FeatureCache(tmp_path, seeded_trunk(), max_bytes=10**9).get_features(keys)[1].all()
 
 
 @pytest.mark.parametrize("first_is_dense", [False, True])

@@ -61,7 +61,7 @@ def test_each_picture_is_read_once_in_each_position(
         assert pool.is_readable.tolist() == [True, True, True, False]
         shown = picture(1)[::-1, ::-1] if turned else picture(1)
         expected = reader.trunk.extract(np.ascontiguousarray(shown)[np.newaxis], mode="rgb")
-        np.testing.assert_allclose(pool.features[1], expected.features[0], rtol=1e-2, atol=1e-3)
+        np.testing.assert_array_equal(pool.features[1], expected.features[0])
         assert not pool.features[3].any()
     assert sorted(pictures.read_numbers) == [0, 0, 1, 1, 2, 2]
 

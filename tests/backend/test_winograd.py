@@ -41,7 +41,7 @@ def test_a_crop_is_the_same_alone_and_among_others(side: int) -> None:
     # 129 crops of 6 x 6 leave one tile over from the 128 that go at once
     layer, pictures = WinogradConv2d(convolution(128, 64)), maps(129, 128, side, side)
     together = layer(pictures)
-    for n in (1, 2, 3, 8):
+    for n in (*range(1, 10), 33):
         assert torch.equal(layer(pictures[-n:]), together[-n:])
 
 
