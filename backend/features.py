@@ -93,7 +93,9 @@ class Trunk:
         self._batch = BATCH if device.type == "cpu" else GPU_BATCH
         self._taps = network.taps
         self._layers = _with_weights(network, tensors, device=device, precision=precision)
-        is_quickened = device.type == "cpu" and precision == torch.float32 and quicken(self._layers)
+        self.is_quickened = (
+            device.type == "cpu" and precision == torch.float32 and quicken(self._layers)
+        )
         self._mean = torch.tensor(_MEAN, device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(_STD, device=device).view(1, 3, 1, 1)
         self._fading = pooling.centre_weights(INPUT_PX, FADING_SIGMA).to(device)
@@ -102,7 +104,7 @@ class Trunk:
         recipe = (
             f"{network.name} {digest_of(tensors)} taps {network.taps} input {INPUT_PX} "
             f"pooling {pooling.RECIPE} fading {FADING_SIGMA} gain {AMPLITUDE_GAIN} "
-            f"{precision} {device.type} {TRANSFORM}{' winograd' if is_quickened else ''}"
+            f"{precision} {device.type} {TRANSFORM}{' winograd' if self.is_quickened else ''}"
         )
         self.trunk_id = hashlib.sha256(recipe.encode()).hexdigest()[:16]
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from backend.feature_cache import FeatureCache, content_key
 from backend.features import Trunk, has_mask
 from converters.crops import Crop, ReadOptions
+from converters.errors import EmptySourceError
 from converters.reading import iter_crops
 from converters.rendering import model_input
 
@@ -69,7 +70,7 @@ def read_labelled_features(
         name: of the data set.
 
     Raises:
-        SourceError: the source cannot be used.
+        SourceError: the source cannot be used, or none of its crops has a label.
     """
     crops = (crop for crop in iter_crops([path], options=ReadOptions()) if crop.label is not None)
     features: list[NDArray[np.float32]] = []
@@ -91,6 +92,8 @@ def read_labelled_features(
         labels.extend(str(crop.label) for crop in chunk)
         groups.extend(crop.group for crop in chunk)
         masks.extend(crop.mask for crop in chunk)
+    if not labels:
+        raise EmptySourceError(f"No crop in {path} has a label.", hint="Give a file with labels.")
     classes, label_idx = np.unique(np.array(labels), return_inverse=True)
     known_masks = [mask for mask in masks if mask is not None]
     has_masks = len(known_masks) == len(masks) and len({mask.shape for mask in known_masks}) == 1

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from backend.precision import fastest_precision
 from benchmarks.learning import (
     BATCH,
     FULL_SCORE_SHARE,
@@ -27,9 +28,10 @@ FIRST_LABELS = 50
 RARE_RECALL_AT = (30, 50, 100)
 CALIBRATION_AT = (30, 50, 100)  # where the hold-outs are tiny
 SYNTHETIC = (
-    "Features are synthetic in retrain_*, rescore_* and cache_*; the rest is of real trunks."
+    "Made up are the features of retrain_*, rescore_*, shared_mask_* and cache_* (but for"
+    " cache_kb_per_crop), and the pictures and heads behind predict_* and original_*."
 )
-SINGLE_CRITERIA = ("entropy", "margin", "bald")
+SINGLE_CRITERIA = ("entropy", "margin", "bald", "entropy_5_passes")
 
 
 class Results:
@@ -64,8 +66,10 @@ class Results:
         """Write results.json, runs.json, results.md and one plot per data set."""
         facts = {
             "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "machine": platform.processor() or platform.machine(),
+            "machine": _processor(),
             "cores": os.cpu_count(),
+            "torch": torch.__version__,
+            "precision": str(fastest_precision(torch.device("cpu"))).removeprefix("torch."),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
             "full": self._full,
             "synthetic": SYNTHETIC,
@@ -74,6 +78,8 @@ class Results:
         (self.folder / "results.json").write_text(text + "\n")
         (self.folder / "runs.json").write_text(json.dumps([asdict(run) for run in self.runs]))
         (self.folder / "results.md").write_text(self._markdown())
+        for plot in self.folder.glob("learning-*.png"):
+            plot.unlink()
         for dataset in sorted({run.dataset for run in self.runs}):
             path = self.folder / f"learning-{dataset}.png"
             plot_learning(runs_by_strategy(self.runs, dataset), path)
@@ -87,8 +93,19 @@ class Results:
         return "\n".join(lines) + "\n"
 
 
+def _processor() -> str:
+    """The processor's name as Linux gives it, else its kind."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
 def learning_numbers(runs: Sequence[Run]) -> Iterator[tuple[str, float]]:
-    """The numbers of issue 3 for each data set, and the labels of a learning curve."""
+    """What each data set says against the goals of docs/model.md, and a curve's labels.
+
+    The best single criterion is the best of those that were simulated.
+    """
     yield "budget", runs[0].budget
     for dataset in sorted({run.dataset for run in runs}):
         by_strategy = runs_by_strategy(runs, dataset)
@@ -115,9 +132,9 @@ def learning_numbers(runs: Sequence[Run]) -> Iterator[tuple[str, float]]:
         yield f"ece_after_{dataset}", float(np.median([point.ece_after for point in last]))
         for n_labels in CALIBRATION_AT:
             points = [at(run, n_labels) for run in ours]
-            for when in ("before", "after"):
-                errors = [getattr(point, f"ece_{when}") for point in points]
-                yield f"ece_{when}_{n_labels}_{dataset}", float(np.median(errors))
+            for name in ("ece_before", "ece_after", "brier_before", "brier_after"):
+                errors = [getattr(point, name) for point in points]
+                yield f"{name}_{n_labels}_{dataset}", float(np.median(errors))
         yield f"brier_before_{dataset}", float(np.median([point.brier_before for point in last]))
         yield f"brier_after_{dataset}", float(np.median([point.brier_after for point in last]))
         yield f"risk_half_{dataset}", float(np.median([point.risk_half for point in last]))

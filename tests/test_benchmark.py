@@ -1,11 +1,17 @@
-"""The benchmark goes on where it was interrupted, and only with what is still true."""
+"""The benchmark measures any labelled file and goes on where it was interrupted."""
 
+import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
+from seeded_networks import seeded_tensors
 
+from backend.networks import build_network
+from benchmarks import __main__ as benchmark
 from benchmarks.finished import FinishedRuns, features_digest
 from benchmarks.labelled_features import LabelledFeatures
 from benchmarks.learning import (
@@ -17,6 +23,7 @@ from benchmarks.learning import (
     full_macro_f1,
     simulate,
 )
+from converters.sample import write_sample_crops
 
 POINT = Point(
     n_labels=10,
@@ -119,3 +126,46 @@ def test_the_curve_is_followed_between_versions(
         for place, score in enumerate(scores, start=1)
     ]
     assert _reached(points, 0.8) == (None if n_labels is None else pytest.approx(n_labels))
+
+
+@pytest.fixture
+def run_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Runs `python -m benchmarks --data FILE` in a folder of its own, with made-up weights."""
+    weights = tmp_path / "weights.safetensors"
+    safetensors.torch.save_file(seeded_tensors(build_network("vgg16")), weights)
+    monkeypatch.setenv("CELLAI_WEIGHTS", str(weights))
+    monkeypatch.setattr(benchmark, "OUT", tmp_path / "out")
+    monkeypatch.setattr(benchmark, "SEEDS", 1)
+
+    def run(path: Path) -> None:
+        monkeypatch.setattr("sys.argv", ["benchmarks", "--data", str(path)])
+        benchmark.main()
+
+    return run
+
+
+def test_learning_is_measured_on_a_small_labelled_file(
+    run_on: Callable[[Path], None], tmp_path: Path
+) -> None:
+    write_sample_crops(tmp_path / "mine.seg", n_cells=72, seed=0, labelled_share=1.0)
+    run_on(tmp_path / "mine.seg")
+    numbers = json.loads((tmp_path / "out" / "part" / "results.json").read_text())
+    for pool in ("mine", "mine_balanced"):
+        assert numbers[f"labels_to_95_ratio_{pool}"] > 0
+        for name in ("area_gain", "first50_gain", "ece_after", "risk_half"):
+            assert -1 <= numbers[f"{name}_{pool}"] <= 1
+        assert (tmp_path / "out" / "part" / f"learning-{pool}.png").exists()
+    assert not (tmp_path / "out" / "results.json").exists()  # that of a whole run stays
+
+
+def test_files_that_teach_nothing_are_refused_in_a_sentence(
+    run_on: Callable[[Path], None], tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit, match=r"none\.seg does not exist"):
+        run_on(tmp_path / "none.seg")
+    write_sample_crops(tmp_path / "open.seg", n_cells=30, seed=0, labelled_share=0.0)
+    with pytest.raises(SystemExit, match=r"No crop in .*open\.seg has a label\."):
+        run_on(tmp_path / "open.seg")
+    write_sample_crops(tmp_path / "few.seg", n_cells=30, seed=0, labelled_share=1.0)
+    with pytest.raises(SystemExit, match="few has 30 labelled crops, fewer than 60"):
+        run_on(tmp_path / "few.seg")
