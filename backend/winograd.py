@@ -63,8 +63,9 @@ class WinogradConv2d(nn.Module):
         places = tiles.permute(4, 5, 0, 1, 2, 3).reshape(_TILE**2, -1)
         values = (self._to_values @ places).view(_TILE**2, -1, channels)
         n_tiles = values.shape[1]
-        missing = max(0, _FEWEST_TILES - n_tiles)
-        products = torch.bmm(functional.pad(values, (0, 0, 0, missing)), self._kernels)[:, :n_tiles]
+        if n_tiles < _FEWEST_TILES:
+            values = functional.pad(values, (0, 0, 0, _FEWEST_TILES - n_tiles))
+        products = torch.bmm(values, self._kernels)[:, :n_tiles]
         if self._bias is not None:
             products[_AT_ONE] += self._bias
         output = self._to_output @ products.flatten(1)

@@ -79,7 +79,7 @@ class FakeFeatures:
 
     def __init__(self, trunk_id: str = "vgg16", *, width: int = 8, is_noise: bool = False) -> None:
         place = torch.device("cpu")
-        self.trunk = SimpleNamespace(trunk_id=trunk_id, network="vgg16", device=place)
+        self.trunk = SimpleNamespace(trunk_id=trunk_id, network=trunk_id, device=place)
         self.unreadable: set[int] = set()
         self._width, self._is_noise = width, is_noise
 
@@ -208,7 +208,7 @@ def test_version_of_a_new_trunk_serves_even_if_it_is_worse(tmp_path: Path) -> No
     served = bench.job()
     name = trained(served, n_labels=270)
     assert isinstance(served, Rescored)
-    assert served.version.trunk_id == "resnet18"
+    assert served.version.trunk_id == served.version.trunk == "resnet18"
     assert bench.label_studio.serving == name
     assert bench.job() is None
 
