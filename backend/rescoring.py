@@ -102,11 +102,12 @@ def rescore(
         )
     if is_open.any():
         priorities = queue_priorities(
-            pool.features[is_open],
+            pool.features,
             predicted.mc_probabilities[:, is_open],
             labels[is_labelled],
             strategy=parameters.acquisition,
             seed=seed,
+            rows=np.flatnonzero(is_open),
         )
         scores[is_open] = score_from_priority(priorities)
     return Rescored(version, head, predicted, scores)

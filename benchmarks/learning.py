@@ -297,11 +297,12 @@ def _order(
 ) -> IntArray:
     """The queue as the product would sort it."""
     priorities = queue_priorities(
-        pool.features[queue],
+        pool.features,
         mc_probabilities(head, pool.features[queue], passes=settings.mc_passes, seed=settings.seed),
         pool.labels[labelled],
         strategy=strategy,
         seed=settings.seed + len(labelled),
+        rows=queue,
     )
     return np.argsort(-priorities)
 

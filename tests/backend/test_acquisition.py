@@ -103,6 +103,15 @@ def test_every_crop_is_ordered_once() -> None:
     assert sorted(order) == list(range(900))
 
 
+def test_queue_is_ordered_as_if_it_were_a_pool_of_its_own() -> None:
+    features = np.random.default_rng(0).normal(size=(900, 8)).astype(np.float32)
+    rows = np.flatnonzero(np.arange(900) % 3)
+    probabilities, labels = draw(len(rows)), np.array([0, 1, 1])
+    found = queue_priorities(features, probabilities, labels, strategy="cellai", seed=0, rows=rows)
+    alone = queue_priorities(features[rows], probabilities, labels, strategy="cellai", seed=0)
+    np.testing.assert_array_equal(found, alone)
+
+
 def clustered_features() -> tuple[NDArray[np.float32], NDArray[np.intp]]:
     """Five groups of 200 to 10 crops, and which each crop is of."""
     rng = np.random.default_rng(0)
