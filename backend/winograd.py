@@ -20,8 +20,8 @@ _AT_ONE = 1 * _TILE + 1  # what stands at the point (1, 1) is added to all of th
 # with more tiles at once they leave the processor's caches (measured, docs/model.md).
 _LEAST_CHANNELS = 128
 _TILES_AT_ONCE = 128
-# MKL rounds the products of fewer rows differently: of one with AVX-512, of up to three with AVX2
-# (measured, all counts up to 39).
+# MKL rounds the products of fewer rows differently: seen of one with AVX-512, and of up to three
+# with AVX2, where four to 39 agree.
 _FEWEST_TILES = 8
 
 

@@ -253,8 +253,8 @@ def _full_convolutions(trunk: Trunk) -> nn.Module:
 def _original_prediction(network: nn.Module, maps: Tensor) -> None:
     """Five stochastic passes of the whole network in float32, then Grad-CAM with the library.
 
-    The library differentiates down to the layer that it shows, a third of a backward pass to the
-    picture, which the project ran: the ratio is rather too low.
+    The library differentiates down to the layer that it shows only, where the project went back to
+    the picture: the ratio is rather too low.
     """
     for module in network.modules():
         if isinstance(module, nn.Dropout):
