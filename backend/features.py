@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from backend import pooling
+from backend import pooling, winograd
 from backend.compact_maps import CompactMaps, kept_shapes
 from backend.networks import DEFAULT_NETWORK, INPUT_PX, Network, build_network
 from backend.precision import fastest_precision
 from backend.weights import WantedWeights, digest_of
-from backend.winograd import quicken
 
 FloatArray = NDArray[np.float32]
 UInt8Array = NDArray[np.uint8]
@@ -94,7 +93,7 @@ class Trunk:
         self._taps = network.taps
         self._layers = _with_weights(network, tensors, device=device, precision=precision)
         self.is_quickened = (
-            device.type == "cpu" and precision == torch.float32 and quicken(self._layers)
+            device.type == "cpu" and precision == torch.float32 and winograd.quicken(self._layers)
         )
         self._mean = torch.tensor(_MEAN, device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(_STD, device=device).view(1, 3, 1, 1)
@@ -104,7 +103,7 @@ class Trunk:
         recipe = (
             f"{network.name} {digest_of(tensors)} taps {network.taps} input {INPUT_PX} "
             f"pooling {pooling.RECIPE} fading {FADING_SIGMA} gain {AMPLITUDE_GAIN} "
-            f"{precision} {device.type} {TRANSFORM}{' winograd' if self.is_quickened else ''}"
+            f"{precision} {device.type} {TRANSFORM}{winograd.RECIPE if self.is_quickened else ''}"
         )
         self.trunk_id = hashlib.sha256(recipe.encode()).hexdigest()[:16]
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+RECIPE = "winograd 6 by rows and columns"  # rename when the order of its sums changes
 _KERNEL = 3
 _OUTPUT = 6  # side of the part of a map that one tile gives: divides the sides of VGG16's maps
 _TILE = _OUTPUT + _KERNEL - 1
@@ -37,11 +38,11 @@ class WinogradConv2d(nn.Module):
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__()
         self._bias = convolution.bias
-        kernels = convolution.weight.permute(2, 3, 1, 0).flatten(0, 1)  # (3, 3, C, K)
-        values = _both_ways(_values_at_points(_KERNEL)) @ kernels.flatten(1)
-        self._kernels = values.view(_TILE**2, *kernels.shape[1:])
-        self._to_values = _both_ways(torch.linalg.inv(_values_at_points(_TILE)).T)
-        self._to_output = _both_ways(_values_at_points(_OUTPUT).T)
+        kernels = convolution.weight.permute(2, 3, 1, 0).contiguous()  # (3, 3, C, K)
+        values = _both_ways(_values_at_points(_KERNEL).float(), kernels)
+        self._kernels = values.view(_TILE**2, *kernels.shape[2:])
+        self._to_values = torch.linalg.inv(_values_at_points(_TILE)).T.float()
+        self._to_output = _values_at_points(_OUTPUT).T.float()
 
     def forward(self, maps: Tensor) -> Tensor:
         """Maps (n, K, h, w) of maps (n, C, h, w); float32, channels last."""
@@ -60,15 +61,15 @@ class WinogradConv2d(nn.Module):
     def _convolved(self, tiles: Tensor) -> Tensor:
         """Of tiles (n, rows, columns, C, 8, 8): (n, rows, 6, columns, 6, K)."""
         n, rows, columns, channels = tiles.shape[:4]
-        places = tiles.permute(4, 5, 0, 1, 2, 3).reshape(_TILE**2, -1)
-        values = (self._to_values @ places).view(_TILE**2, -1, channels)
+        places = tiles.permute(4, 5, 0, 1, 2, 3).contiguous()
+        values = _both_ways(self._to_values, places).view(_TILE**2, -1, channels)
         n_tiles = values.shape[1]
         if n_tiles < _FEWEST_TILES:
             values = functional.pad(values, (0, 0, 0, _FEWEST_TILES - n_tiles))
         products = torch.bmm(values, self._kernels)[:, :n_tiles]
         if self._bias is not None:
             products[_AT_ONE] += self._bias
-        output = self._to_output @ products.flatten(1)
+        output = _both_ways(self._to_output, products)
         return output.view(_OUTPUT, _OUTPUT, n, rows, columns, -1).permute(2, 3, 0, 4, 1, 5)
 
 
@@ -114,6 +115,18 @@ def _values_at_points(n_coefficients: int) -> Tensor:
     return torch.cat([powers, infinity])
 
 
-def _both_ways(matrix: Tensor) -> Tensor:
-    """What a matrix does to the rows and then to the columns of a tile, float32."""
-    return torch.kron(matrix, matrix).float()
+def _both_ways(matrix: Tensor, tiles: Tensor) -> Tensor:
+    """What a matrix makes of the rows and then of the columns of tiles.
+
+    One after the other: as one matrix for all places it would be four times the multiplications.
+
+    Args:
+        matrix: (r, t).
+        tiles: (t, t, ...) or (t * t, ...).
+
+    Returns:
+        (r, r, p) for p numbers that stand at each place of the tiles.
+    """
+    n_after, n_before = matrix.shape
+    of_rows = (matrix @ tiles.reshape(n_before, -1)).view(n_after, n_before, -1)
+    return torch.bmm(matrix.expand(n_after, -1, -1), of_rows)

@@ -1,5 +1,6 @@
 """Networks with made-up weights, the same for the same seed."""
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -7,6 +8,11 @@ from backend.features import Trunk
 from backend.networks import Network, build_network
 
 NETWORKS = ("vgg16", "vgg16_bn", "resnet18", "resnet50", "efficientnet_b0", "convnext_tiny")
+
+needs_mkl = pytest.mark.skipif(
+    not torch.backends.mkl.is_available(),  # type: ignore[no-untyped-call]
+    reason="Winograd's method runs only with Intel's MKL",
+)
 
 
 def seeded_tensors(network: Network, seed: int = 0) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from seeded_networks import seeded_tensors, seeded_trunk
+from seeded_networks import needs_mkl, seeded_tensors, seeded_trunk
 
 from backend.compact_maps import CompactMaps
 from backend.feature_cache import FeatureCache, content_key
@@ -165,6 +165,7 @@ def test_another_trunk_never_reads_these_records(
         ("backend.features.AMPLITUDE_GAIN", 3.1),
         ("backend.features.INPUT_PX", 112),
         ("backend.pooling.RECIPE", "another"),
+        pytest.param(("backend.winograd.RECIPE", "another"), marks=needs_mkl),
     ],
 )
 def test_another_way_to_the_features_never_reads_these_records(

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from seeded_networks import needs_mkl
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -68,10 +69,7 @@ def test_other_convolutions_are_left_alone(options: dict[str, object]) -> None:
     assert not is_suitable(nn.Conv2d(128, 128, **options))  # type: ignore[arg-type]
 
 
-@pytest.mark.skipif(
-    not torch.backends.mkl.is_available(),  # type: ignore[no-untyped-call]
-    reason="only with Intel's MKL",
-)
+@needs_mkl
 def test_vgg16_runs_its_wide_layers_that_way() -> None:
     layers = build_network("vgg16").layers
     assert quicken(layers)
