@@ -91,6 +91,7 @@ def trunk_numbers(work: Workload) -> Iterator[tuple[str, float]]:
         lambda: _run_layers(work.trunk, maps),
         library_forward,
         lambda: _run_layers(work.trunk, native_maps),
+        repetitions=3,
     )
     peak = 2 * GEMM_SIDE**3 / product_s
     yield "gemm_peak_gflop_s", peak / 1e9

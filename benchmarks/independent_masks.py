@@ -1,9 +1,11 @@
 """What the product's dropout masks stand for: every crop, feature and hidden unit by itself."""
 
+import math
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Generator, Tensor
+from torch import Tensor
 
 from backend.head import DROPOUT, Head
 
@@ -25,11 +27,12 @@ def independent_mc_probabilities(
     Returns:
         (T, N, K) float32, rows sum to 1.
     """
-    generator = Generator().manual_seed(seed)
+    rng = np.random.default_rng(seed)
 
     def masked(units: Tensor) -> Tensor:
-        kept = torch.rand(units.shape, generator=generator) >= DROPOUT
-        return units * kept / (1 - DROPOUT)
+        drawn = np.frombuffer(rng.bytes(math.ceil(units.numel() / 8)), np.uint8)
+        kept = np.unpackbits(drawn, count=units.numel())  # one bit draws DROPOUT, which is one half
+        return units * torch.from_numpy(kept).view(units.shape) / (1 - DROPOUT)
 
     inputs = head.standardise(torch.from_numpy(features))
     drawn = []

@@ -17,6 +17,8 @@ from benchmarks.learning import (
     BATCH,
     FULL_SCORE_SHARE,
     FULL_STRATEGIES,
+    JUDGED_AT,
+    Point,
     Run,
     area,
     at,
@@ -127,7 +129,7 @@ def learning_numbers(runs: Sequence[Run]) -> Iterator[tuple[str, float]]:
         for n_labels in RARE_RECALL_AT:
             recall = ((at(run, n_labels).rare_recall for run in own) for own in (ours, rnd))
             yield from _gain(f"rare_recall_gain_{n_labels}_{dataset}", *recall)
-        last = [at(run, run.budget) for run in ours]
+        last = [at(run, JUDGED_AT) for run in ours]
         yield f"ece_before_{dataset}", float(np.median([point.ece_before for point in last]))
         yield f"ece_after_{dataset}", float(np.median([point.ece_after for point in last]))
         for n_labels in CALIBRATION_AT:
@@ -135,13 +137,11 @@ def learning_numbers(runs: Sequence[Run]) -> Iterator[tuple[str, float]]:
             for name in ("ece_before", "ece_after", "brier_before", "brier_after"):
                 errors = [getattr(point, name) for point in points]
                 yield f"{name}_{n_labels}_{dataset}", float(np.median(errors))
+            yield f"risk_half_{n_labels}_{dataset}", _risk_half(points)
         yield f"brier_before_{dataset}", float(np.median([point.brier_before for point in last]))
         yield f"brier_after_{dataset}", float(np.median([point.brier_after for point in last]))
-        yield f"risk_half_{dataset}", float(np.median([point.risk_half for point in last]))
-        n_errors = sum(point.n_errors for point in last)
-        n_certain = sum(point.n_certain_errors for point in last)
-        yield f"risk_half_pooled_{dataset}", n_certain / max(n_errors, 1)
-        yield f"errors_{dataset}", n_errors
+        yield f"risk_half_{dataset}", _risk_half(last)
+        yield f"errors_{dataset}", sum(point.n_errors for point in last)
 
 
 def learning_table(dataset: str, by_strategy: dict[str, list[Run]]) -> list[str]:
@@ -220,6 +220,14 @@ def _lowest_gain(ours: Sequence[Run], rnd: Sequence[Run]) -> float:
         error = np.std(gains, ddof=1) / len(gains) ** 0.5 if len(gains) > 1 else 0.0
         lowest = min(lowest, float(np.mean(gains) + error))
     return lowest
+
+
+def _risk_half(points: Sequence[Point]) -> float:
+    """Share of the errors of all splits that lie in their most certain halves.
+
+    Of all together: one split has ten errors, or two, of which a single one is a tenth or a half.
+    """
+    return sum(p.n_certain_errors for p in points) / max(sum(p.n_errors for p in points), 1)
 
 
 def _rare_share(run: Run) -> float:

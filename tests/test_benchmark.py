@@ -20,6 +20,7 @@ from benchmarks.learning import (
     Run,
     Simulation,
     _reached,
+    _step,
     full_macro_f1,
     simulate,
 )
@@ -126,6 +127,15 @@ def test_the_curve_is_followed_between_versions(
         for place, score in enumerate(scores, start=1)
     ]
     assert _reached(points, 0.8) == (None if n_labels is None else pytest.approx(n_labels))
+
+
+@pytest.mark.parametrize(
+    ("n_labels", "step"), [(10, 10), (90, 10), (100, 15), (176, 24), (200, 30)]
+)
+def test_steps_grow_beyond_the_budget_and_one_ends_where_errors_are_judged(
+    n_labels: int, step: int
+) -> None:
+    assert _step(n_labels, budget=100, least=200) == step
 
 
 @pytest.fixture
