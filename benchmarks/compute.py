@@ -39,7 +39,7 @@ PASSES = 50
 N_CLASSES = 5
 MASK_CROPS = 256  # 50 independent passes of VGG16's tail over them take seconds
 ORIGINAL_PASSES = 5  # of the project this one succeeds
-REPETITIONS = 5
+REPETITIONS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def trunk_numbers(work: Workload) -> Iterator[tuple[str, float]]:
         lambda: _run_layers(work.trunk, maps),
         library_forward,
         lambda: _run_layers(work.trunk, native_maps),
-        repetitions=3,
+        repetitions=REPETITIONS,
     )
     peak = 2 * GEMM_SIDE**3 / product_s
     yield "gemm_peak_gflop_s", peak / 1e9
@@ -138,6 +138,7 @@ def prediction_numbers(work: Workload) -> Iterator[tuple[str, float]]:
             lambda: _predict_unseen(work.trunk, head, cache, next(unseen), typical),
             lambda: _plain_forward(work.trunk, plain, maps),
             lambda: _plain_forward(work.trunk, quickened, maps),
+            repetitions=REPETITIONS,
         )
     yield "predict_ms_96", 1e3 * native_s / len(work.pixels)
     yield "predict_over_forward_96", native_s / forward_s
@@ -148,7 +149,7 @@ def prediction_numbers(work: Workload) -> Iterator[tuple[str, float]]:
     large_s, forward_s = seconds_in_turn(
         lambda: _predict_maps(work.trunk, head, maps, large_typical),
         lambda: _plain_forward(work.trunk, plain, maps),
-        repetitions=3,
+        repetitions=REPETITIONS,
     )
     yield "predict_over_forward_224", large_s / forward_s
 
@@ -287,7 +288,7 @@ def _shared_mask_speedup(n_inputs: int, n_hidden: int) -> float:
     shared_s, independent_s = seconds_in_turn(
         lambda: mc_probabilities(head, features, passes=PASSES, seed=0),
         lambda: independent_mc_probabilities(head, features, passes=PASSES, seed=0),
-        repetitions=3,
+        repetitions=REPETITIONS,
     )
     return independent_s / shared_s
 

@@ -114,7 +114,8 @@ def learning_numbers(runs: Sequence[Run]) -> Iterator[tuple[str, float]]:
         ours, rnd = by_strategy["cellai"], by_strategy["random"]
         single = [by_strategy[name] for name in SINGLE_CRITERIA if name in by_strategy]
         best_single = max(single, key=_mean_area)
-        yield f"labels_to_95_ratio_{dataset}", _labels_to_95(ours) / _labels_to_95(rnd)
+        ratios = [_crossing(mine) / _crossing(other) for mine, other in zip(ours, rnd, strict=True)]
+        yield f"labels_to_95_ratio_{dataset}", float(np.median(ratios))
         ratio = _labels_to_95_of_mean(ours) / _labels_to_95_of_mean(rnd)
         yield f"labels_to_95_ratio_of_means_{dataset}", ratio
         yield f"area_{dataset}", _mean_area(ours)
@@ -141,6 +142,7 @@ def learning_numbers(runs: Sequence[Run]) -> Iterator[tuple[str, float]]:
         yield f"brier_before_{dataset}", float(np.median([point.brier_before for point in last]))
         yield f"brier_after_{dataset}", float(np.median([point.brier_after for point in last]))
         yield f"risk_half_{dataset}", _risk_half(last)
+        yield f"risk_half_median_{dataset}", float(np.median([_risk_half([p]) for p in last]))
         yield f"errors_{dataset}", sum(point.n_errors for point in last)
 
 
@@ -169,12 +171,13 @@ def learning_table(dataset: str, by_strategy: dict[str, list[Run]]) -> list[str]
 
 
 def _labels_to_95(runs: Sequence[Run]) -> float:
-    """Median over seeds; a run that needed the whole pool counts with its size."""
-    counts = [
-        run.labels_to_95 if run.labels_to_95 is not None else run.points[-1].n_labels
-        for run in runs
-    ]
-    return float(np.median(counts))
+    """Median over seeds."""
+    return float(np.median([_crossing(run) for run in runs]))
+
+
+def _crossing(run: Run) -> float:
+    """Labels at 95 % of the whole pool's score; the pool's size where all were needed."""
+    return run.points[-1].n_labels if run.labels_to_95 is None else run.labels_to_95
 
 
 def _labels_to_95_of_mean(runs: Sequence[Run]) -> int:
