@@ -100,10 +100,11 @@ class Trunk:
         self._fading = pooling.centre_weights(INPUT_PX, FADING_SIGMA).to(device)
         self.kept_shapes = kept_shapes(network.map_shapes)
         self.feature_dim = 2 * sum(channels for channels, _, _ in network.map_shapes)
+        method = f" {winograd.RECIPE}" if self.is_quickened else ""
         recipe = (
             f"{network.name} {digest_of(tensors)} taps {network.taps} input {INPUT_PX} "
             f"pooling {pooling.RECIPE} fading {FADING_SIGMA} gain {AMPLITUDE_GAIN} "
-            f"{precision} {device.type} {TRANSFORM}{winograd.RECIPE if self.is_quickened else ''}"
+            f"{precision} {device.type} {TRANSFORM}{method}"
         )
         self.trunk_id = hashlib.sha256(recipe.encode()).hexdigest()[:16]
 

@@ -17,8 +17,8 @@ _OUTPUT = 6  # side of the part of a map that one tile gives: divides the sides 
 _TILE = _OUTPUT + _KERNEL - 1
 _POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5)  # where polynomials are multiplied; and infinity
 _AT_ONE = 1 * _TILE + 1  # what stands at the point (1, 1) is added to all of the output
-# With fewer channels, moving the tiles takes longer than the multiplications that it saves, and
-# with more tiles at once they leave the processor's caches (measured, docs/model.md).
+# With fewer channels, moving the tiles takes as long as the multiplications that it saves, and with
+# more tiles at once they leave the processor's caches (measured, docs/model.md, *Trunk*).
 _LEAST_CHANNELS = 128
 _TILES_AT_ONCE = 128
 # MKL rounds the products of fewer rows differently: seen of one with AVX-512, and of up to three

@@ -28,7 +28,7 @@ IntArray = NDArray[np.int64]
 BATCH = 10  # as in the product, where pools of under 5,000 are retrained so often
 BUDGET, FULL_BUDGET = 100, 200
 TAIL_STEP = 0.15  # beyond the budget, labels for each version, as a part of those there are
-# Labels at which errors are looked at, whatever the budget: ours is simulated so far.
+# Labels at which the errors of ours are judged, whatever the budget, or the whole pool if smaller.
 JUDGED_AT = 200
 TEST_SHARE = 1 / 3
 FULL_SCORE_SHARE = 0.95

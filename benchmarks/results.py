@@ -28,7 +28,7 @@ from benchmarks.plots import plot_learning, plot_stability
 
 FIRST_LABELS = 50
 RARE_RECALL_AT = (30, 50, 100)
-CALIBRATION_AT = (30, 50, 100)  # where the hold-outs are tiny
+CALIBRATION_AT = (30, 50, 100)  # where the hold-outs are tiny, and errors many
 SYNTHETIC = (
     "Made up are the features of retrain_*, rescore_*, shared_mask_* and cache_* (but for"
     " cache_kb_per_crop), and the pictures and heads behind predict_* and original_*."
@@ -184,7 +184,7 @@ def _labels_to_95_of_mean(runs: Sequence[Run]) -> int:
     """Labels where the mean curve over seeds crosses the line, each as a part of its pool's score.
 
     One curve crosses it late or early by chance, which moves the median of a few seeds; their mean
-    is smooth enough to be above once. Where it never is, the labels of the largest pool.
+    is smooth enough to be above once. Where it never is, the most labels that any of them got to.
     """
     last = max(run.points[-1].n_labels for run in runs)
     for n_labels in range(BATCH, last + 1):

@@ -24,6 +24,7 @@ from benchmarks.learning import (
     full_macro_f1,
     simulate,
 )
+from benchmarks.results import learning_numbers
 from converters.sample import write_sample_crops
 
 POINT = Point(
@@ -136,6 +137,30 @@ def test_steps_grow_beyond_the_budget_and_one_ends_where_errors_are_judged(
     n_labels: int, step: int
 ) -> None:
     assert _step(n_labels, budget=100, least=200) == step
+
+
+def test_splits_are_compared_each_by_itself_and_their_errors_counted_together() -> None:
+    def run(strategy: str, seed: int, labels_to_95: float, errors: tuple[int, int]) -> Run:
+        point = replace(POINT, n_certain_errors=errors[0], n_errors=errors[1])
+        return replace(
+            RUN, strategy=strategy, seed=seed, points=(point, point), labels_to_95=labels_to_95
+        )
+
+    ours = [
+        run("cellai", 0, 10, (1, 2)),
+        run("cellai", 1, 20, (0, 8)),
+        run("cellai", 2, 50, (0, 0)),
+    ]
+    others = [
+        run(strategy, seed, labels, (9, 9))
+        for strategy in ("random", "margin")
+        for seed, labels in enumerate((100, 40, 50))
+    ]
+    numbers = dict(learning_numbers([*others, *ours]))
+    assert numbers["labels_to_95_ratio_cells"] == pytest.approx(0.5)  # of 0.1, 0.5 and 1
+    assert numbers["risk_half_cells"] == pytest.approx(0.1)
+    assert numbers["risk_half_median_cells"] == 0
+    assert numbers["errors_cells"] == 10
 
 
 @pytest.fixture
