@@ -24,7 +24,7 @@ FloatArray = NDArray[np.float32]
 UInt8Array = NDArray[np.uint8]
 BoolArray = NDArray[np.bool_]
 Progress = Callable[[int, int], None]
-_Read = tuple[int, UInt8Array]  # row and square picture
+_Read = tuple[int, str | None, UInt8Array]  # row, identity and square picture
 
 # Crops in memory at once while features are computed, and their bytes; stored after each.
 CHUNK = 64
@@ -146,22 +146,22 @@ class FeatureReader:
         """
         for read in _parts(self._read(tasks, rows, turned=turned, refused=refused)):
             kinds = _rows_by(
-                (input_mode(tasks[row].data, mode), picture.shape) for row, picture in read
+                (input_mode(tasks[row].data, mode), picture.shape) for row, _, picture in read
             )
             for (used, _), members in kinds.items():
                 group = [read[member] for member in members]
-                pixels = np.stack([picture for _, picture in group])
+                pixels = np.stack([picture for *_, picture in group])
                 extracted = self.trunk.extract(pixels, mode=used)
-                keys = [content_key(picture, mode=used) for _, picture in group]
+                keys = [content_key(picture, mode=used) for picture in pixels]
                 # Turned crops are only learned from.
                 self._cache.put_many(keys, extracted, with_maps=not turned)
                 seen = {
                     identity: key
-                    for (row, _), key in zip(group, keys, strict=True)
-                    if (identity := self._identity(tasks[row], turned=turned)) is not None
+                    for (_, identity, _), key in zip(group, keys, strict=True)
+                    if identity is not None
                 }
                 self._cache.remember(list(seen), list(seen.values()), mode=used)
-                for at, (row, _) in enumerate(group):
+                for at, (row, *_) in enumerate(group):
                     yield row, extracted.of_crop(at)
 
     def _read(
@@ -173,12 +173,15 @@ class FeatureReader:
         refused: dict[int, PredictionError],
     ) -> Iterator[_Read]:
         for row in rows:
+            # Before the picture is read: one that is overwritten meanwhile is another afterwards.
+            identity = self._identity(tasks[row], turned=turned)
             try:
                 picture = _square(self._pictures.read(tasks[row]))
             except PredictionError as error:
                 refused[tasks[row].id] = error
                 continue
-            yield int(row), np.ascontiguousarray(picture[::-1, ::-1]) if turned else picture
+            picture = np.ascontiguousarray(picture[::-1, ::-1]) if turned else picture
+            yield int(row), identity, picture
 
 
 def load_feature_reader(settings: Settings, client: LabelStudioClient) -> FeatureReader:
@@ -242,9 +245,9 @@ def _parts(pictures: Iterator[_Read]) -> Iterator[list[_Read]]:
     """The pictures in parts of about CHUNK_BYTES."""
     part: list[_Read] = []
     n_bytes = 0
-    for row, picture in pictures:
-        part.append((row, picture))
-        n_bytes += picture.nbytes
+    for read in pictures:
+        part.append(read)
+        n_bytes += read[-1].nbytes
         if n_bytes >= CHUNK_BYTES:
             yield part
             part, n_bytes = [], 0

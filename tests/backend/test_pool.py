@@ -66,6 +66,25 @@ def test_each_picture_is_read_once_in_each_position(
     assert sorted(pictures.read_numbers) == [0, 0, 1, 1, 2, 2]
 
 
+def test_picture_overwritten_just_after_it_was_read_is_read_again(
+    reader: FeatureReader, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = 1
+
+    def read(_task: Task) -> NDArray[np.uint8]:
+        nonlocal shown
+        read_now = picture(shown)
+        shown = 2
+        return read_now
+
+    monkeypatch.setattr(pictures, "read", read)
+    monkeypatch.setattr(pictures, "identity", lambda _data: f"picture as of {shown}")
+    tasks = [Task(1, {})]
+    for number in (1, 2):
+        expected = reader.trunk.extract(picture(number)[np.newaxis], mode="rgb").features
+        np.testing.assert_array_equal(reader.pool(tasks, mode="auto").features, expected)
+
+
 def test_maps_that_are_missing_are_made_again(reader: FeatureReader, tmp_path: Path) -> None:
     """As in the cache of an earlier release, which has features only, or where room was made."""
     tasks = [Task(number, {"number": number}) for number in range(4)]
