@@ -73,7 +73,6 @@ class FeatureCache:
     def __init__(self, folder: Path, trunk: Trunk, *, max_bytes: int) -> None:
         self._folder = folder
         self._own = folder / trunk.trunk_id
-        self._own.mkdir(parents=True, exist_ok=True)
         self._records = _Database(self._own / "features.sqlite", schema=_RECORDS)
         self._pictures = _Database(folder / "pictures.sqlite", schema=_PICTURES)
         self._max_bytes = max_bytes
@@ -134,6 +133,7 @@ class FeatureCache:
                 maps = (extracted.maps.to_bytes(row) for row in range(len(keys)))
                 _insert(connection, "maps", binary, maps)
             self._evict(connection)
+        self._records.shorten(self._max_bytes)
         self._make_room()
 
     def known_keys(self, identities: Sequence[str], *, mode: str) -> list[str | None]:
@@ -184,7 +184,7 @@ class FeatureCache:
                 pass
 
     def _make_room(self) -> None:
-        """Delete the records of other trunks, the longest unused first, while all are too many."""
+        """Delete other trunks' records, the longest unwritten first, while all are too many."""
         found = {}
         for file in self._folder.glob("*/features.sqlite"):
             with suppress(FileNotFoundError):  # another process makes room, too
@@ -244,6 +244,15 @@ class _Database:
                 self._replace_damaged(error)
             raise
 
+    def shorten(self, max_bytes: int) -> None:
+        """Give back what the file is longer than it may be, as far as nothing is there."""
+        with self._lock, closing(self._connect()) as connection:
+            n_pages, _, page_bytes = _pages(connection)
+            n_beyond = n_pages - max_bytes // page_bytes
+            if n_beyond > 0:
+                # Not `execute`, which takes one step of it, a page.
+                connection.executescript(f"PRAGMA incremental_vacuum({n_beyond})")
+
     def _open(self) -> sqlite3.Connection:
         """A connection, to an empty file if the damage shows at once."""
         try:
@@ -255,6 +264,12 @@ class _Database:
             return self._connect()
 
     def _connect(self) -> sqlite3.Connection:
+        """A connection, to an empty file where somebody has deleted it."""
+        if not self._path.exists():
+            self._create()
+        return self._connect_as_it_is()
+
+    def _connect_as_it_is(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self._path, timeout=_LOCK_TIMEOUT_S, isolation_level=None)
         try:
             connection.execute("PRAGMA synchronous=NORMAL")
@@ -264,7 +279,10 @@ class _Database:
         return connection
 
     def _create(self) -> None:
-        with self._lock, closing(self._connect()) as connection:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._lock, closing(self._connect_as_it_is()) as connection:
+            # Of a new file only, and before anything else of it.
+            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
             connection.execute("PRAGMA journal_mode=WAL")
             # Builds that overwrite what is deleted would copy a whole dropped table into the log.
             connection.execute("PRAGMA secure_delete=OFF")
@@ -310,11 +328,17 @@ def _select(
 
 def _used_bytes(connection: sqlite3.Connection) -> int:
     """Size of the file without its free pages."""
+    n_pages, n_free, page_bytes = _pages(connection)
+    return (n_pages - n_free) * page_bytes
+
+
+def _pages(connection: sqlite3.Connection) -> tuple[int, int, int]:
+    """How many there are, how many of them are free, and the bytes of each."""
     n_pages, n_free, page_bytes = (
-        connection.execute(f"PRAGMA {name}").fetchone()[0]
+        int(connection.execute(f"PRAGMA {name}").fetchone()[0])
         for name in ("page_count", "freelist_count", "page_size")
     )
-    return int((n_pages - n_free) * page_bytes)
+    return n_pages, n_free, page_bytes
 
 
 def _delete_oldest(connection: sqlite3.Connection, table: str) -> int:

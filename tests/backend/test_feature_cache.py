@@ -1,7 +1,7 @@
 """Features and the cache: deterministic, by content, damaged or stale records count as missing."""
 
-import itertools
 import os
+import shutil
 import sqlite3
 import time
 import zlib
@@ -222,6 +222,40 @@ def test_features_go_when_maps_are_not_enough(trunk: Trunk, tmp_path: Path) -> N
     assert found[-1]
 
 
+def test_lower_limit_shortens_the_file_and_spares_other_trunks(
+    trunk: Trunk, tmp_path: Path
+) -> None:
+    records = [made_up(trunk, number) for number in range(1, 101)]
+    for key, extracted in records:
+        FeatureCache(tmp_path, trunk, max_bytes=10**9).put_many([key], extracted)
+    (path,) = tmp_path.glob("*/features.sqlite")
+    limit = path.stat().st_size // 2
+    other = tmp_path / "other" / "features.sqlite"
+    other.parent.mkdir()
+    other.write_bytes(bytes(100))
+    key, extracted = records[-1]
+    FeatureCache(tmp_path, trunk, max_bytes=limit).put_many([key], extracted)
+    assert 0.9 * limit < path.stat().st_size < limit
+    assert FeatureCache(tmp_path, trunk, max_bytes=limit - 200).get_features([key])[1].all()
+    assert other.exists()
+
+
+def test_deleted_cache_is_built_anew_while_it_is_used(
+    trunk: Trunk, pixels: NDArray[Any], tmp_path: Path
+) -> None:
+    cache, keys, _ = filled_cache(tmp_path / "features", trunk, pixels)
+    extracted = trunk.extract(pixels, mode="both")
+    for _ in range(2):
+        cache.remember(["a picture"], keys[:1], mode="both")
+        shutil.rmtree(tmp_path / "features")
+        assert cache.known_keys(["a picture"], mode="both") == [None]
+        assert not cache.get_features(keys)[1].any()
+        assert not cache.get_maps(keys)[1].any()
+        shutil.rmtree(tmp_path / "features")
+        cache.put_many(keys, extracted)
+        assert cache.get_features(keys)[1].all()
+
+
 def test_maps_of_another_form_count_as_missing(
     trunk: Trunk, pixels: NDArray[Any], tmp_path: Path
 ) -> None:
@@ -257,7 +291,7 @@ def test_known_pictures_are_bounded_on_the_disk(trunk: Trunk, tmp_path: Path) ->
     assert sizes[-1] < 1.5 * sizes[4]
 
 
-def test_records_of_other_trunks_make_room_the_longest_unused_first(
+def test_records_of_other_trunks_make_room_the_longest_unwritten_first(
     trunk: Trunk, pixels: NDArray[Any], tmp_path: Path
 ) -> None:
     others = [tmp_path / name for name in ("older", "newer")]
@@ -288,34 +322,39 @@ def made_up(trunk: Trunk, number: int) -> tuple[str, Extracted]:
     return f"{number:064x}", Extracted(features, maps)
 
 
-def write_on(folder: Path, count: int) -> None:
-    """Runs in a process of its own."""
+def write_on(folder: Path, count: int, *, n_readers: int = 0) -> None:
+    """Runs in a process of its own; begins when the readers look."""
     trunk = seeded_trunk()
     cache = FeatureCache(folder, trunk, max_bytes=10**9)
+    deadline = time.monotonic() + PATIENCE_S
+    while len(list(folder.glob("reader-*"))) < n_readers:
+        assert time.monotonic() < deadline
     for number in range(1, count + 1):
         key, extracted = made_up(trunk, number)
         cache.put_many([key], extracted)
 
 
 def read_until_complete(folder: Path, count: int) -> int:
-    """Runs in a process of its own; gives how often it looked before all was there."""
+    """Runs in a process of its own; gives how often it saw some records, but not yet all."""
     cache = FeatureCache(folder, seeded_trunk(), max_bytes=10**9)
     keys = [f"{number:064x}" for number in range(1, count + 1)]
     deadline = time.monotonic() + PATIENCE_S
-    for looks in itertools.count(1):
+    (folder / f"reader-{os.getpid()}").touch()
+    n_partial = 0
+    while True:
         features, found = cache.get_features(keys)
         assert (features[found] == 1 + np.flatnonzero(found)[:, None]).all()
         assert found[: found.sum()].all()  # what was written first is there first
         if found.all():
-            return looks
+            return n_partial
+        n_partial += bool(found.any())
         assert time.monotonic() < deadline
-    raise AssertionError
 
 
 def test_several_processes_read_while_one_writes(tmp_path: Path) -> None:
     with ProcessPoolExecutor(3, mp_context=get_context("spawn")) as processes:
         readers = [processes.submit(read_until_complete, tmp_path, 300) for _ in range(2)]
-        processes.submit(write_on, tmp_path, 300).result()
+        processes.submit(write_on, tmp_path, 300, n_readers=2).result()
         assert all(reader.result() >= 1 for reader in readers)
 
 
