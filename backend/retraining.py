@@ -83,8 +83,13 @@ class Retraining:
         if not snapshot.tasks:
             return None  # Label Studio serves no version that has predicted nothing
         wanted = self._wanted(project, snapshot, digest, mode=parameters.mode)
-        is_outdated = project.demanded or self._has_new_pictures(project, snapshot)
-        version = None if is_outdated else wanted or self._stored(project.id, digest)
+        version = wanted or self._stored(project.id, digest)
+        if (
+            project.demanded
+            or self._has_new_pictures(project, snapshot)
+            or (wanted is None and self._has_new_tasks(project, snapshot, version))
+        ):
+            version = None
         if version is not None and self._is_served(project, version, snapshot, cards_version):
             self._settle_wish(project, wanted, digest)
             return None
@@ -151,6 +156,17 @@ class Retraining:
         tasks = [task for task in snapshot.tasks if task.id in missed]
         some = np.random.default_rng().permutation(len(tasks))[:PROBED_PICTURES]
         return any(self._features.can_read(tasks[index]) for index in some)
+
+    def _has_new_tasks(self, project: Project, snapshot: Snapshot, latest: Version | None) -> bool:
+        """Whether cells were added to the queue that the latest version sorts.
+
+        Their scores would be of another pool than those that Label Studio has, and the queue a mix
+        of two orders. A version that is not in service yet is one whose publication goes on.
+        """
+        name = project.serving_version
+        if latest is None or latest.version != name or snapshot.model_version != name:
+            return False
+        return 0 < self._client.model_versions(project.id).get(name, 0) < len(snapshot.tasks)
 
     def _wanted(
         self, project: Project, snapshot: Snapshot, digest: str, *, mode: str

@@ -40,7 +40,7 @@ class Snapshot:
     is_blind: bool = False
 
     def digest(self, parameters: ProjectParameters, *, trunk_id: str, seed: int) -> str:
-        """Identify what a head is trained for: cells that are merely added train none."""
+        """Identify what a head is trained for; the cells without a label are not part of it."""
         ingredients = {
             "classes": self.label_config.classes,
             "labels": sorted(self.labels.items()) if self.can_train else [],

@@ -3,13 +3,27 @@
 import shutil
 import signal
 import subprocess
+from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import h5py
+import numpy as np
 import pytest
-from installation import CELLAI, Installation, free_port, run_cellai, wait_until
+from installation import (
+    CELLAI,
+    Installation,
+    free_port,
+    run_cellai,
+    scores_by_task,
+    wait_until,
+)
 
+from backend.acquisition import cold_start_priorities
+from backend.feature_cache import FeatureCache, content_key
+from backend.features import load_trunk
+from backend.images import decode
 from converters.importing import BATCH
 from converters.label_config import TEMPLATE_PATH
 from converters.label_studio import Connection
@@ -129,6 +143,38 @@ def test_backend_that_only_label_studio_reaches(demo: Installation, sample_file:
     assert attached["url"] == backend_url
 
 
+def test_cells_added_later_are_ordered_with_the_others(
+    demo: Installation, sample_file: Path, sample_labels: list[str], weights: Path
+) -> None:
+    """The order that Label Studio has is the one that the product computes for the whole pool."""
+    arguments = ("import", sample_file, "--no-labels", "--data-dir", demo.data_dir)
+    answer = run_cellai(*arguments, "--limit", 40, "--title", "grows")
+    assert answer.returncode == 0, answer.stderr
+    with closing(demo.other_project(int(answer.stdout))) as grows:
+        wait_until(lambda: grows.project()["model_version"], deadline_s=90, what="first order")
+        assert len(grows.tasks()) == 40
+        answer = run_cellai(*arguments, "--project", grows.project_id)
+        assert answer.returncode == 0, answer.stderr
+        version = wait_until(
+            lambda: name if (name := grows.project()["model_version"]) != "cellai-0001" else None,
+            deadline_s=90,
+            what="order of all cells",
+        )
+        scores = scores_by_task(grows.label_studio, grows.project_id, version)
+        tasks = sorted(grows.tasks(), key=lambda task: int(task["id"]))
+    assert len(scores) == len(tasks) == len(sample_labels)
+
+    cache = FeatureCache(
+        demo.data_dir / "backend" / "features", load_trunk(weights), max_bytes=10**10
+    )
+    keys = [_content_key(demo, task["data"]["model_input"]) for task in tasks]
+    features, found = cache.get_features(keys)
+    assert found.all()
+    priorities = cold_start_priorities(features, labelled_features=features[:0])
+    wanted = [tasks[row]["id"] for row in np.argsort(-priorities)]
+    assert sorted(scores, key=scores.__getitem__) == wanted
+
+
 def test_both_kinds_of_token_work(demo: Installation, personal_token: str) -> None:
     personal = Connection(demo.connection_file.label_studio_url, personal_token)
     try:
@@ -152,6 +198,11 @@ def _arguments(demo: Installation, source: Path, project_id: int) -> list[str]:
         "--files-dir",
         str(demo.data_dir / "files"),
     ]
+
+
+def _content_key(demo: Installation, url: str) -> str:
+    (name,) = parse_qs(urlsplit(url).query)["d"]
+    return content_key(decode((demo.data_dir / "files" / name).read_bytes()), mode="both")
 
 
 def _project(demo: Installation, project_id: int) -> dict[str, Any]:

@@ -192,6 +192,41 @@ def test_demand_whose_publication_fails_trains_once(tmp_path: Path) -> None:
     assert bench.job() is None
 
 
+@pytest.mark.parametrize("n_labels", [0, 30])
+def test_cells_that_are_added_are_ordered_with_the_others(tmp_path: Path, n_labels: int) -> None:
+    """Scores of two pools, side by side under one version, would mix two orders."""
+    bench = Bench(tmp_path, FakeLabelStudio(60, n_labels))
+    assert isinstance(bench.job(), Rescored)
+    bench.label_studio.n_tasks = 200
+    bench.label_studio.is_failing = True
+    for _ in range(3):
+        assert "timed out" in str(bench.job())
+    bench.label_studio.is_failing = False
+    served = bench.job()
+    assert isinstance(served, Rescored)
+    assert bench.versions() == ["cellai-0001", "cellai-0002"]
+    scores = {
+        row["task"]: row["score"]
+        for row in bench.label_studio.rows
+        if row["model_version"] == bench.label_studio.serving
+    }
+    assert [scores[task] for task in range(1, 201)] == served.scores.tolist()
+    assert bench.job() is None
+
+
+def test_cells_that_are_added_leave_the_version_that_a_person_chose(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, FakeLabelStudio(60, 30))
+    first = trained(bench.job(), n_labels=30)
+    bench.label_studio.n_labels = 40
+    trained(bench.job(), n_labels=40)
+    bench.store.want(PROJECT, first)
+    assert trained(bench.job(), n_labels=30) == first
+    bench.label_studio.n_tasks = 80
+    assert trained(bench.job(), n_labels=30) == first
+    assert bench.label_studio.model_versions(PROJECT)[first] == 80
+    assert bench.job() is None
+
+
 def test_project_without_tasks_waits_for_them(tmp_path: Path) -> None:
     bench = Bench(tmp_path, FakeLabelStudio(0, 0))
     assert bench.job() is None
