@@ -25,9 +25,10 @@ from benchmarks.learning import (
     Simulation,
     full_macro_f1,
     simulate,
+    split,
     use_one_thread,
 )
-from benchmarks.model_checks import LEAST_LABELS, measure_model
+from benchmarks.model_checks import measure_model, objection
 from benchmarks.precision import measure_precision
 from benchmarks.results import Results, learning_numbers
 from benchmarks.versions import measure_versions
@@ -101,23 +102,24 @@ def _measure_learning(results: Results, paths: list[Path] | None, *, full: bool)
     trunk = load_trunk(_weights())
     # Not in `features`, whose records of before have no maps, which would not be missed here.
     cache = FeatureCache(OUT / "cache", trunk, max_bytes=CACHE_BYTES)
-    datasets = []
-    for name, path in _sources(paths).items():
-        print(f"Reading {path.name}", flush=True)
-        datasets.append(_splittable(read_labelled_features(path, trunk, cache, name=name)))
     simulations = [
         Simulation(seed, balanced, strategy, FULL_BUDGET if full else BUDGET)
         for balanced in (False, True)
         for seed in seeds
         for strategy in (FULL_STRATEGIES if full else STRATEGIES)
     ]
+    datasets = []
+    for name, path in _sources(paths).items():
+        print(f"Reading {path.name}", flush=True)
+        data = read_labelled_features(path, trunk, cache, name=name)
+        datasets.append(_splittable(data, simulations))
     for run in _runs(datasets, simulations):
         results.add_run(run)
     for name, value in learning_numbers(results.runs):
         results.add(name, value)
     for data in datasets:
-        if len(data.labels) < LEAST_LABELS:
-            print(f"Order and maps are not measured on {data.name}: under {LEAST_LABELS} labels")
+        if why := objection(data):
+            print(f"Order and maps are not measured on {data.name}: {why}")
             continue
         for name, value in measure_model(data, cache):
             results.add(f"{name}_{data.name}", value)
@@ -153,8 +155,8 @@ def _runs(datasets: Sequence[LabelledFeatures], simulations: Sequence[Simulation
             yield future.result()
 
 
-def _splittable(data: LabelledFeatures) -> LabelledFeatures:
-    """The data set, if there is something to learn and something to test.
+def _splittable(data: LabelledFeatures, simulations: Sequence[Simulation]) -> LabelledFeatures:
+    """The data set, if there is something to learn and something to test in each split.
 
     Raises:
         SystemExit: it has one field or image only, one class only, or too few labels.
@@ -174,6 +176,14 @@ def _splittable(data: LabelledFeatures) -> LabelledFeatures:
             f"{data.name} has {len(data.labels)} labelled crops, fewer than {LEAST_CROPS}; give a"
             " file with more."
         )
+    for seed, balanced in {some.split for some in simulations}:
+        learned = np.unique(split(data, seed=seed, balanced=balanced).pool.labels)
+        if len(learned) < 2:
+            raise SystemExit(
+                f"All crops of {data.name} to learn from are {data.classes[learned[0]]} when a"
+                " third of the fields are kept for the test; give a file in which the other"
+                " classes are in more fields."
+            )
     return data
 
 

@@ -54,7 +54,7 @@ class Point:
     n_labels: int
     macro_f1: float
     balanced_accuracy: float
-    rare_recall: float  # mean recall of the two rarest classes
+    rare_recall: float  # mean recall of two classes: of those with test cells, rarest in the pool
     ece_before: float  # at temperature 1
     ece_after: float
     brier_before: float
@@ -131,7 +131,8 @@ def full_macro_f1(data: LabelledFeatures, simulation: Simulation) -> float:
             n_classes=_k(cells.pool),
             settings=TrainingSettings(seed=seed),
         )
-        scores.append(measure(head, cells.test, n_labels=n_labels, seed=seed).macro_f1)
+        point = measure(head, cells, n_labels=n_labels, seed=seed)
+        scores.append(point.macro_f1)
     return float(np.mean(scores))
 
 
@@ -164,6 +165,8 @@ def simulate(data: LabelledFeatures, simulation: Simulation, *, full_score: floa
         data: all labelled crops.
         simulation: what to do with them.
         full_score: of `full_macro_f1`.
+
+    The pool needs labels of two classes.
     """
     seed, strategy, budget = simulation.seed, simulation.strategy, simulation.budget
     cells = split(data, seed=seed, balanced=simulation.balanced)
@@ -182,7 +185,7 @@ def simulate(data: LabelledFeatures, simulation: Simulation, *, full_score: floa
             labelled = np.append(labelled, queue[_cold_start_order(pool, labelled)[:BATCH]])
             continue
         head = _fit(pool, labelled, settings=settings)
-        points.append(measure(head, cells.test, n_labels=len(labelled), seed=seed))
+        points.append(measure(head, cells, n_labels=len(labelled), seed=seed))
         if not len(queue) or (len(labelled) >= least and _reached(points, target) is not None):
             break
         order = _order(head, pool, queue, labelled, strategy=criterion, settings=settings)
@@ -210,8 +213,9 @@ def _step(n_labels: int, budget: int, least: int) -> int:
     return min(step, least - n_labels) if n_labels < least else step
 
 
-def measure(head: Head, test: LabelledFeatures, *, n_labels: int, seed: int) -> Point:
+def measure(head: Head, cells: Split, *, n_labels: int, seed: int) -> Point:
     """All numbers of one head on the test cells."""
+    test = cells.test
     passes = TrainingSettings().mc_passes
     raw = mc_probabilities(head.with_temperature(1.0), test.features, passes=passes, seed=seed)
     before = raw.mean(axis=0)
@@ -224,7 +228,8 @@ def measure(head: Head, test: LabelledFeatures, *, n_labels: int, seed: int) -> 
     confusion = np.bincount(pairs, minlength=n_classes**2).reshape(n_classes, n_classes)
     support = confusion.sum(axis=1)
     recall = np.diag(confusion)[support > 0] / support[support > 0]
-    rarest = np.argsort(support[support > 0])[:2]
+    n_learned = np.bincount(cells.pool.labels, minlength=n_classes)[support > 0]
+    rarest = np.argsort(n_learned, kind="stable")[:2]
     return Point(
         n_labels=n_labels,
         macro_f1=float(macro_f1(confusion)),

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
+from torch import Tensor
 from torch.nn import functional
 
 from backend.acquisition import queue_priorities
@@ -30,28 +31,43 @@ PASSES = (5, 10, 20, 50, 100)
 ORDER_SEEDS = 5
 
 
+def objection(data: LabelledFeatures) -> str | None:
+    """Why `measure_model` cannot be asked about a data set; None where it can."""
+    if len(data.labels) < LEAST_LABELS:
+        return f"it has under {LEAST_LABELS} labels"
+    known, _ = _known_and_others(data)
+    if len(np.unique(known.labels)) < 2:
+        return f"the {N_LABELS} labels to learn from are all {data.classes[known.labels[0]]}"
+    return None
+
+
 def measure_model(data: LabelledFeatures, cache: FeatureCache) -> Iterator[tuple[str, float]]:
     """Stability of the order against T and seed, and the sanity of the maps.
 
     Args:
-        data: at least LEAST_LABELS labelled crops.
+        data: labelled crops against which `objection` has nothing.
         cache: holds their maps.
     """
-    rows = np.random.default_rng(0).permutation(len(data.labels))
-    known = data.rows(rows[:N_LABELS])
-    others = data.rows(rows[N_LABELS:])
+    known, others = _known_and_others(data)
     head = fit(
         known.features,
         known.labels,
         [str(group) for group in known.groups],
         n_classes=len(data.classes),
         settings=TrainingSettings(),
+        pool_features=data.features,
         turned_features=known.turned_features,
         unlabelled_features=thinned(others.features, MOST_UNLABELLED),
     ).head
     yield from _stability(head, others.features)
     yield "spearman_order_of_seeds", _order_stability(head, others.features, known.labels)
     yield from _map_numbers(head, others.rows(np.arange(min(N_MAPS, len(others.labels)))), cache)
+
+
+def _known_and_others(data: LabelledFeatures) -> tuple[LabelledFeatures, LabelledFeatures]:
+    """Random labels to learn from, and the other crops."""
+    rows = np.random.default_rng(0).permutation(len(data.labels))
+    return data.rows(rows[:N_LABELS]), data.rows(rows[N_LABELS:])
 
 
 def _stability(head: Head, features: NDArray[np.float32]) -> Iterator[tuple[str, float]]:
@@ -133,8 +149,17 @@ def _share_on_cell(maps: NDArray[np.float32], masks: NDArray[np.bool_]) -> tuple
     """Share of the heat inside the masks, and the masks' share of the area."""
     size = (INPUT_PX, INPUT_PX)
     heat = functional.interpolate(torch.from_numpy(maps)[:, None], size, mode="bilinear")[:, 0]
-    inside = functional.interpolate(torch.from_numpy(masks).float()[:, None], size)[:, 0]
+    inside = _as_seen(torch.from_numpy(masks).float()[:, None])[:, 0]
     total = heat.sum(dim=(1, 2))
     has_heat = total > 0
     shares = (heat * inside).sum(dim=(1, 2))[has_heat] / total[has_heat]
     return float(shares.mean()), float(inside.mean())
+
+
+def _as_seen(masks: Tensor) -> Tensor:
+    """Masks (n, 1, S, S) where the trunk sees the cells: see `fit_to_input`, but with no border."""
+    missing = INPUT_PX - masks.shape[-1]
+    if missing < 0:
+        return functional.interpolate(masks, (INPUT_PX, INPUT_PX))
+    before, after = missing // 2, missing - missing // 2
+    return functional.pad(masks, (before, after, before, after))

@@ -76,7 +76,11 @@ class Results:
             "full": self._full,
             "synthetic": SYNTHETIC,
         }
-        text = json.dumps(facts | self.numbers, indent=1)
+        # What is not a number, such as the correlation of constants, has no word in JSON but null.
+        numbers = {
+            name: value if math.isfinite(value) else None for name, value in self.numbers.items()
+        }
+        text = json.dumps(facts | numbers, indent=1, allow_nan=False)
         (self.folder / "results.json").write_text(text + "\n")
         (self.folder / "runs.json").write_text(json.dumps([asdict(run) for run in self.runs]))
         (self.folder / "results.md").write_text(self._markdown())

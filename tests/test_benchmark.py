@@ -1,6 +1,7 @@
 """The benchmark measures any labelled file and goes on where it was interrupted."""
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.torch
+from numpy.typing import NDArray
 from seeded_networks import seeded_tensors
 
 from backend.networks import build_network
@@ -23,8 +25,10 @@ from benchmarks.learning import (
     _step,
     full_macro_f1,
     simulate,
+    split,
 )
-from benchmarks.results import learning_numbers
+from benchmarks.model_checks import _share_on_cell, objection
+from benchmarks.results import Results, learning_numbers
 from converters.sample import write_sample_crops
 
 POINT = Point(
@@ -86,21 +90,80 @@ def test_other_features_are_told_apart() -> None:
     assert len({features_digest(data) for data in (cells, *others)}) == 1 + len(others)
 
 
-def test_simulation_labels_up_to_its_budget_and_comes_out_the_same_again() -> None:
-    rng = np.random.default_rng(0)
-    labels = np.repeat([0, 1, 2], 40)
-    features = (rng.normal(size=(120, 16)) + 3 * np.eye(3, 16)[labels]).astype(np.float32)
-    cells = LabelledFeatures(
+def labelled(
+    features: NDArray[np.float32], labels: NDArray[np.int64], *, groups: list[str]
+) -> LabelledFeatures:
+    """Crops of three classes that look the same turned."""
+    return LabelledFeatures(
         name="cells",
         features=features,
         turned_features=features,
         labels=labels,
-        groups=np.array([str(row % 12) for row in range(120)]),
+        groups=np.array(groups),
         classes=("rbc", "wbc", "plt"),
-        keys=tuple(str(row) for row in range(120)),
-        has_mask=np.zeros(120, np.bool_),
+        keys=tuple(str(row) for row in range(len(labels))),
+        has_mask=np.zeros(len(labels), np.bool_),
         masks=None,
     )
+
+
+def test_pool_of_one_class_is_refused_in_a_sentence() -> None:
+    """What is not of the first class may all be in the fields that are kept for the test."""
+    labels = np.zeros(90, np.int64)
+    labels[:2] = 1
+    cells = labelled(
+        np.zeros((90, 16), np.float32), labels, groups=[str(row // 3) for row in range(90)]
+    )
+    simulations = [Simulation(seed, False, "random", BATCH) for seed in range(9)]
+    of_one_class = [
+        some
+        for some in simulations
+        if 1 not in split(cells, seed=some.seed, balanced=False).pool.labels
+    ]
+    assert 0 < len(of_one_class) < len(simulations)
+    fit = [some for some in simulations if some not in of_one_class]
+    assert benchmark._splittable(cells, fit) is cells
+    with pytest.raises(SystemExit, match="All crops of cells to learn from are rbc when a third"):
+        benchmark._splittable(cells, simulations)
+
+
+def test_model_is_not_checked_with_labels_of_one_class() -> None:
+    labels = np.zeros(500, np.int64)
+    groups = [str(row) for row in range(500)]
+    features = np.zeros((500, 16), np.float32)
+    assert objection(labelled(features[:399], labels[:399], groups=groups[:399])) is not None
+    why = objection(labelled(features, labels, groups=groups))
+    assert why == "the 200 labels to learn from are all rbc"
+    labels[::2] = 1
+    assert objection(labelled(features, labels, groups=groups)) is None
+
+
+@pytest.mark.parametrize("size_px", [64, 96, 128])
+def test_heat_is_compared_with_the_mask_where_the_trunk_saw_the_cell(size_px: int) -> None:
+    """Smaller crops are padded, larger ones scaled down; the cell here is the left half."""
+    masks = np.zeros((1, size_px, size_px), np.bool_)
+    masks[:, :, : size_px // 2] = True
+    heat = np.zeros((1, 12, 12), np.float32)
+    heat[:, 6, 3] = 1  # from 24 to 32 px of 96, and a little beside it
+    share, by_chance = _share_on_cell(heat, masks)
+    assert share > 0.9
+    assert by_chance == pytest.approx(min(size_px, 96) ** 2 / 2 / 96**2)
+
+
+def test_what_is_no_number_is_null_in_the_results(tmp_path: Path) -> None:
+    results = Results(tmp_path, full=False)
+    for name, value in (("defined", 0.5), ("undefined", math.nan), ("unbounded", math.inf)):
+        results.add(name, value)
+    results.write()
+    written = json.loads((tmp_path / "results.json").read_text(), parse_constant=pytest.fail)
+    assert [written[name] for name in ("defined", "undefined", "unbounded")] == [0.5, None, None]
+
+
+def test_simulation_labels_up_to_its_budget_and_comes_out_the_same_again() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], 40)
+    features = (rng.normal(size=(120, 16)) + 3 * np.eye(3, 16)[labels]).astype(np.float32)
+    cells = labelled(features, labels, groups=[str(row % 12) for row in range(120)])
     simulation = Simulation(seed=0, balanced=False, strategy="cellai", budget=2 * BATCH)
     full_score = full_macro_f1(cells, simulation)
     run = simulate(cells, simulation, full_score=full_score)
