@@ -161,17 +161,16 @@ def priorities_along(order: IntArray, uncertainty: Float64Array) -> Float64Array
         uncertainty: (N,) in [0, 1].
 
     Returns:
-        (N,) in [0, 1].
+        (N,) in (0, 1]: behind the last crop come those whose pictures cannot be read, with 0.
     """
     ramp = PRIORITY_STEP * np.arange(len(order))
-    lowest = ramp[-1] if len(ramp) else 0.0
     priorities = np.empty(len(order))
     if len(order):
         # Here, since it takes a fifth of torch's time, and web processes order no queue.
         from scipy.optimize import isotonic_regression  # noqa: PLC0415
 
         falling = isotonic_regression(uncertainty[order] + ramp, increasing=False).x
-        priorities[order] = falling.clip(lowest, 1.0) - ramp
+        priorities[order] = falling.clip(ramp[-1] + PRIORITY_STEP, 1.0) - ramp
     return priorities
 
 

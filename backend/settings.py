@@ -40,9 +40,9 @@ class ProjectParameters(BaseModel):
 
     mode: Mode = Field("auto", description="what the model looks at; auto: all the source has")
     acquisition: Acquisition = Field("cellai", description="rule that orders the queue")
-    mc_passes: int = Field(50, ge=2, le=1000, description="Monte-Carlo dropout passes")
+    mc_passes: int = Field(50, ge=2, le=200, description="Monte-Carlo dropout passes")
     learning_rate: float | None = Field(None, gt=0, le=1, description="empty: the head's default")
-    epochs: int | None = Field(None, ge=1, le=10_000, description="empty: the head's default")
+    epochs: int | None = Field(None, ge=1, le=1000, description="empty: the head's default")
 
     @classmethod
     def parse(cls, text: str | None) -> "ProjectParameters":
@@ -135,13 +135,13 @@ class Settings(BaseSettings):
     mode: Mode = Field("auto", description=f"what the model looks at; auto: all there is; {OWN}")
     acquisition: Acquisition = Field("cellai", description=f"rule that orders the queue; {OWN}")
     mc_passes: int = Field(
-        50, ge=2, le=1000, description=f"Monte-Carlo dropout passes for the uncertainty; {OWN}"
+        50, ge=2, le=200, description=f"Monte-Carlo dropout passes for the uncertainty; {OWN}"
     )
     learning_rate: float | None = Field(
         None, gt=0, le=1, description=f"of the training; empty: the head's default; {OWN}"
     )
     epochs: int | None = Field(
-        None, ge=1, le=10_000, description=f"of the training; empty: the head's default; {OWN}"
+        None, ge=1, le=1000, description=f"of the training; empty: the head's default; {OWN}"
     )
 
     @field_validator("bucket_url", "public_url")

@@ -43,7 +43,7 @@ def test_priorities_are_different_and_in_range(strategy: str, n_crops: int) -> N
         strategy=strategy,
         seed=0,
     )
-    assert ((priorities >= 0) & (priorities <= 1)).all()
+    assert ((priorities > 0) & (priorities <= 1)).all()
     gaps = np.diff(np.sort(priorities))
     assert (gaps > PRIORITY_STEP / 2).all()
 
@@ -54,7 +54,7 @@ def test_priorities_follow_any_order(uncertainty: list[float], random: object) -
     order = np.random.default_rng(abs(hash(str(random))) % 2**32).permutation(len(uncertainty))
     priorities = priorities_along(order, np.array(uncertainty))
     assert (np.diff(priorities[order]) < 0).all()
-    assert ((priorities >= 0) & (priorities <= 1)).all()
+    assert ((priorities > 0) & (priorities <= 1)).all()
     scores = score_from_priority(priorities)
     assert (np.argsort(scores, kind="stable") == order).all()
 
@@ -161,7 +161,7 @@ def test_cold_start_of_few_crops(n_crops: int) -> None:
     features = np.random.default_rng(0).normal(size=(n_crops, 8)).astype(np.float32)
     priorities = cold_start_priorities(features, labelled_features=features[:0])
     assert len(np.unique(priorities)) == n_crops
-    assert ((priorities >= 0) & (priorities <= 1)).all()
+    assert ((priorities > 0) & (priorities <= 1)).all()
 
 
 def test_cold_start_of_features_that_are_not_finite() -> None:
