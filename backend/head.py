@@ -99,13 +99,6 @@ class DropoutMasks:
     groups: Tensor
     hidden: Tensor
 
-    @property
-    def inputs(self) -> Tensor:
-        """(T, D) bool, features."""
-        kept = torch.empty(len(self.groups), len(self.order), dtype=torch.bool)
-        kept[:, self.order] = self.groups[:, torch.arange(len(self.order)) % N_GROUPS]
-        return kept
-
 
 def draw_masks(n_inputs: int, n_hidden: int, *, passes: int, seed: int) -> DropoutMasks:
     """Dropout masks of the passes.
@@ -214,20 +207,6 @@ def mc_probabilities(head: Head, features: FloatArray, *, passes: int, seed: int
         drawn = torch.softmax(masked.logits(block), dim=1)
         result[:, start : start + _BLOCK] = drawn.transpose(1, 2).numpy()
     return result
-
-
-@torch.inference_mode()
-def probabilities(head: Head, features: FloatArray) -> FloatArray:
-    """Class probabilities without dropout.
-
-    Args:
-        head: trained head.
-        features: (N, D) float32.
-
-    Returns:
-        (N, K) float32, rows sum to 1.
-    """
-    return torch.softmax(head.logits(torch.from_numpy(features)), dim=1).numpy()
 
 
 def fresh_head(mean: Tensor, scale: Tensor, *, n_classes: int, rng: np.random.Generator) -> Head:

@@ -53,7 +53,9 @@ class PictureReader:
         self._bucket = BucketReader(bucket_url, client)
 
     def identity(self, task_data: Mapping[str, Any]) -> str:
-        """Text that changes when the picture may have changed, without reading it.
+        """Text that changes when a file of the shared folder may have changed, without reading it.
+
+        Of what Label Studio or a bucket serves it is the address: to overwrite that goes unnoticed.
 
         Raises:
             PredictionError: the task has no picture, or the file is not there.

@@ -5,11 +5,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
 from installation import Installation, OwnBackend, annotate, shared_file, wait_until
 from sklearn.metrics import f1_score
 
 from backend.features import load_trunk
-from backend.head import Head, probabilities
+from backend.head import Head
 from backend.registry import Registry
 from converters.backend_client import BackendClient
 from converters.crops import ReadOptions
@@ -89,5 +90,5 @@ def _evaluate(head: Head, weights: Path, held_out: Path) -> tuple[list[int], lis
     crops = list(iter_crops([held_out], options=ReadOptions()))
     pixels = np.stack([model_input(crop) for crop in crops])
     features = load_trunk(weights).extract(pixels, mode="both").features
-    predicted = probabilities(head, features).argmax(axis=1)
+    predicted = head.logits(torch.from_numpy(features)).argmax(dim=1)
     return predicted.tolist(), [classes.index(crop.label) for crop in crops if crop.label]

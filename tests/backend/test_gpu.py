@@ -11,7 +11,6 @@ from safetensors.torch import save_file
 from seeded_networks import NETWORKS, seeded_tensors, seeded_trunk
 
 from backend.features import GPU_BATCH, load_trunk
-from backend.head import probabilities
 from backend.networks import build_network
 from backend.precision import fastest_precision
 from backend.training import TrainingSettings, fit
@@ -84,8 +83,9 @@ def test_head_is_the_same_each_time_and_nearly_that_of_the_processor() -> None:
     first, second = head("cuda"), head("cuda")
     for name, tensor in first.to_tensors().items():
         assert torch.equal(tensor, second.to_tensors()[name]), name
-    exact = probabilities(head("cpu"), features)
-    np.testing.assert_allclose(probabilities(first, features), exact, atol=1e-3)
+    crops = torch.from_numpy(features)
+    exact = head("cpu").logits(crops).softmax(dim=1)
+    torch.testing.assert_close(first.logits(crops).softmax(dim=1), exact, rtol=0, atol=1e-3)
 
 
 def test_trunk_goes_there_by_itself(tmp_path: Path) -> None:
