@@ -1,4 +1,4 @@
-"""Numbers and learning curves to results.json, a Markdown table and plots."""
+"""Numbers and learning curves to results.json, Markdown tables and plots."""
 
 import json
 import math
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from backend.precision import fastest_precision
+from benchmarks.goals import goals
 from benchmarks.learning import (
     BATCH,
     FULL_SCORE_SHARE,
@@ -92,9 +93,15 @@ class Results:
         plot_stability(self.numbers, self.folder / "stability.png")
 
     def _markdown(self) -> str:
-        lines = ["# Benchmark results", "", SYNTHETIC, "", "| number | value |", "|---|---|"]
+        datasets = sorted({run.dataset for run in self.runs})
+        lines = ["# Benchmark results", "", SYNTHETIC, ""]
+        lines += ["| goal | wanted | value | met |", "|---|---|---|---|"]
+        for goal in goals(self.numbers, datasets):
+            met = "yes" if goal.is_met else "no"
+            lines.append(f"| `{goal.name}` | {goal.wanted} | {goal.value:.4g} | {met} |")
+        lines += ["", "| number | value |", "|---|---|"]
         lines += [f"| `{name}` | {value:.4g} |" for name, value in self.numbers.items()]
-        for dataset in sorted({run.dataset for run in self.runs}):
+        for dataset in datasets:
             lines += ["", *learning_table(dataset, runs_by_strategy(self.runs, dataset))]
         return "\n".join(lines) + "\n"
 

@@ -15,6 +15,7 @@ from seeded_networks import seeded_tensors
 from backend.networks import build_network
 from benchmarks import __main__ as benchmark
 from benchmarks.finished import FinishedRuns, features_digest
+from benchmarks.goals import goals
 from benchmarks.labelled_features import LabelledFeatures
 from benchmarks.learning import (
     BATCH,
@@ -150,6 +151,30 @@ def test_heat_is_compared_with_the_mask_where_the_trunk_saw_the_cell(size_px: in
     assert by_chance == pytest.approx(min(size_px, 96) ** 2 / 2 / 96**2)
 
 
+def test_goals_are_told_with_whether_they_are_met() -> None:
+    numbers = {
+        "trunk_fraction_of_peak_96": 0.79,
+        "rescore_10k_share_of_import": 0.2,
+        **{f"labels_to_95_ratio_{name}": 0.6 for name in ("cells", "cells_balanced")},
+        **{f"area_gain_{name}": -0.01 for name in ("cells", "cells_balanced")},
+        "area_gain_cells_balanced_se": 0.02,
+        **{f"first50_lowest_{name}": 0.01 for name in ("cells", "cells_balanced")},
+        "risk_half_cells": 0.1,
+        "risk_half_cells_balanced": 0.09,
+    }
+    assert {goal.name: goal.is_met for goal in goals(numbers, ["cells", "cells_balanced"])} == {
+        "trunk_fraction_of_peak_96": False,
+        "rescore_10k_share_of_import": True,
+        "labels_to_95_ratio_cells": False,
+        "area_gain_cells": False,
+        "first50_lowest_cells": True,
+        "risk_half_cells": False,
+        "area_gain_cells_balanced": True,
+        "first50_lowest_cells_balanced": True,
+        "risk_half_cells_balanced": True,
+    }
+
+
 def test_what_is_no_number_is_null_in_the_results(tmp_path: Path) -> None:
     results = Results(tmp_path, full=False)
     for name, value in (("defined", 0.5), ("undefined", math.nan), ("unbounded", math.inf)):
@@ -253,6 +278,9 @@ def test_learning_is_measured_on_a_small_labelled_file(
         for name in ("area_gain", "first50_gain", "ece_after", "risk_half"):
             assert -1 <= numbers[f"{name}_{pool}"] <= 1
         assert (tmp_path / "out" / "part" / f"learning-{pool}.png").exists()
+    assert (
+        "| `risk_half_mine` | below 0.1 |" in (tmp_path / "out" / "part" / "results.md").read_text()
+    )
     assert not (tmp_path / "out" / "results.json").exists()  # that of a whole run stays
 
 
