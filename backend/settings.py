@@ -42,7 +42,7 @@ class ProjectParameters(BaseModel):
     acquisition: Acquisition = Field("cellai", description="rule that orders the queue")
     mc_passes: int = Field(50, ge=2, le=200, description="Monte-Carlo dropout passes")
     learning_rate: float | None = Field(None, gt=0, le=1, description="empty: the head's default")
-    epochs: int | None = Field(None, ge=1, le=1000, description="empty: the head's default")
+    epochs: int | None = Field(None, ge=1, le=10_000, description="empty: the head's default")
 
     @classmethod
     def parse(cls, text: str | None) -> "ProjectParameters":
@@ -141,7 +141,7 @@ class Settings(BaseSettings):
         None, gt=0, le=1, description=f"of the training; empty: the head's default; {OWN}"
     )
     epochs: int | None = Field(
-        None, ge=1, le=1000, description=f"of the training; empty: the head's default; {OWN}"
+        None, ge=1, le=10_000, description=f"of the training; empty: the head's default; {OWN}"
     )
 
     @field_validator("bucket_url", "public_url")
