@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -138,22 +138,45 @@ class Installation:
         self.label_studio.close()
         self._backend.close()
 
+    def copy_data(self, target: Path) -> None:
+        """A copy of the data directory as a finished installation leaves it."""
+        unwanted = ("label-studio", "*.sqlite*", "features", "processes.json", "*.lock", "logs")
+        shutil.copytree(
+            self.data_dir,
+            target,
+            ignore=shutil.ignore_patterns(*unwanted),
+            copy_function=_copy_what_is_there,
+        )
+        _copy_database(self.data_dir, target, "backend/jobs.sqlite")
+        self.copy_label_studio(target / "label-studio")
+
     def copy_label_studio(self, target: Path) -> None:
         """A copy of Label Studio's folder, with its database as of one moment."""
         original = self.data_dir / "label-studio"
         target.mkdir()
         shutil.copy(original / ".env", target)
-        with (
-            closing(sqlite3.connect(original / "label_studio.sqlite3")) as source,
-            closing(sqlite3.connect(target / "label_studio.sqlite3")) as copy,
-        ):
-            source.backup(copy)
+        _copy_database(original, target, "label_studio.sqlite3")
 
     def stop(self) -> None:
         """End it as Ctrl+C does."""
         self.close()
         self.process.send_signal(signal.SIGINT)
         self.process.wait(60)
+
+
+def _copy_what_is_there(source: str, target: str) -> None:
+    """Copy a file but for one of a moment, such as a card before it takes its name."""
+    with suppress(FileNotFoundError):
+        shutil.copy2(source, target)
+
+
+def _copy_database(source: Path, target: Path, name: str) -> None:
+    """Copy a database in use as of one moment."""
+    with (
+        closing(sqlite3.connect(source / name)) as original,
+        closing(sqlite3.connect(target / name)) as copy,
+    ):
+        original.backup(copy)
 
 
 def start_installation(

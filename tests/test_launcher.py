@@ -1,10 +1,7 @@
 """`cellai up` stops cleanly, and a killed one leaves nothing that blocks the next."""
 
-import shutil
 import signal
-import sqlite3
 import stat
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -23,19 +20,9 @@ RESTART_DEADLINE_S = 120
 
 @pytest.fixture
 def copied_data_dir(demo: Installation, tmp_path: Path) -> Path:
-    """The demo's data directory as a finished installation leaves it, without its processes."""
+    """The demo's data directory, without its processes."""
     copy = tmp_path / "data"
-    shutil.copytree(
-        demo.data_dir,
-        copy,
-        ignore=shutil.ignore_patterns("*.sqlite3*", "processes.json", "*.lock", "logs", "features"),
-    )
-    source = demo.data_dir / "label-studio" / "label_studio.sqlite3"
-    with (
-        closing(sqlite3.connect(source)) as original,
-        closing(sqlite3.connect(copy / "label-studio" / "label_studio.sqlite3")) as target,
-    ):
-        original.backup(target)
+    demo.copy_data(copy)
     return copy
 
 

@@ -1,7 +1,6 @@
 """`cellai up` says what it waits for, and keeps Label Studio running where that is the way out."""
 
 import json
-import shutil
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -83,10 +82,7 @@ def test_project_that_cannot_be_sorted_stays_open_for_correction(
 ) -> None:
     """Somebody added a second question; only a running Label Studio lets it be taken away."""
     data_dir = tmp_path / "data"
-    unwanted = shutil.ignore_patterns("label-studio", "*.json", "*.lock", "logs", "up.log")
-    shutil.copytree(demo.data_dir, data_dir, ignore=unwanted)
-    shutil.copy(demo.data_dir / "connection.json", data_dir)
-    demo.copy_label_studio(data_dir / "label-studio")
+    demo.copy_data(data_dir)
     right = str(demo.project()["label_config"])
     wrong = right.replace("</View>", SECOND_QUESTION)
     with closing(sqlite3.connect(data_dir / "label-studio" / "label_studio.sqlite3")) as database:
