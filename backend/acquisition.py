@@ -23,11 +23,9 @@ PRIORITY_STEP = 1e-7  # least distance of two priorities
 # Labels are few before the next retraining, so only the head of the queue is chosen jointly.
 JOINTLY_CHOSEN = 60
 CANDIDATES = 400
-UNCERTAINTY_POWER = 2
 BALANCE_POWER = 0.25
-SIMILARITY_WEIGHT = 0.5
 REFERENCE_CROPS = 4096
-SCALED_BY = 2048  # crops whose mean and spread stand for the queue's
+DOUBTFUL_CROPS = 2048  # of the queue, for which the chosen ones are to stand
 
 _UNFIT_WEIGHTS = "The trunk's weights do not fit its pictures: check CELLAI_WEIGHTS."
 
@@ -64,13 +62,13 @@ def queue_priorities(
         raise DivergedError(f"{n_cells} cells have no finite uncertainty.", hint=_UNFIT_WEIGHTS)
     if strategy == "cellai":
         mean = mc_probabilities.mean(axis=0)
-        order = balanced_diverse_order(pool_features, mean, uncertainty, labels, rows=rows)
+        order = representative_order(pool_features, mean, uncertainty, labels, rows=rows)
     else:
         order = np.argsort(-uncertainty, kind="stable")
     return priorities_along(order, uncertainty)
 
 
-def balanced_diverse_order(
+def representative_order(
     pool_features: FloatArray,
     probabilities: FloatArray,
     uncertainty: Float64Array,
@@ -78,12 +76,14 @@ def balanced_diverse_order(
     *,
     rows: IntArray | None = None,
 ) -> IntArray:
-    """Crops in the order of uncertainty x class balance x diversity.
+    """Crops in the order of uncertainty x class balance x what they say of other doubtful crops.
 
-    The value of a crop is u^2 * sum_k(p_k (1 + n_k)^-1/4) * (1 - s / 2): u its uncertainty (one
-    minus the margin), p_k its class probabilities, n_k the labels of class k, s its largest
-    cosine similarity to a crop chosen before it. The crop of the largest value comes next;
-    n_k then grows by its p_k. Behind the jointly chosen crops s is left out.
+    The value of crop j is u_j * sum_k(p_jk (1 + n_k)^-1/4) * sum_i(u_i max(0, s_ij - c_i)): u the
+    uncertainty (one minus the margin), p the class probabilities, n_k the labels of class k,
+    s the cosine similarity of standardised features, c_i the largest similarity of crop i to a
+    crop chosen before, at least 0. The crop of the largest value comes next. Of a large queue i
+    is every so many crops, j those of the largest first two factors; behind the jointly chosen
+    c stays as it is, and the crops that are not j follow by their first two factors.
 
     Args:
         pool_features: (P, D) of the pool.
@@ -96,49 +96,28 @@ def balanced_diverse_order(
         The crops' indices in the wanted order, (N,).
 
     Source:
-        Margin: Scheffer et al. 2001. Greedy choice by value and distance: after Kirsch et al.
-        2019 (BatchBALD), arXiv:1906.08158, and Sener & Savarese 2018, arXiv:1708.00489. Why
-        this product of the three: docs/model.md.
+        Margin: Scheffer et al. 2001. Facility location among uncertain crops: Wei, Iyer & Bilmes
+        2015, "Submodularity in Data Subset Selection and Active Learning" (FASS); that those
+        stood for count by their uncertainty, too, is ours. Why this product: docs/model.md.
     """
-    counts = 1.0 + np.bincount(labels, minlength=probabilities.shape[1]).astype(np.float64)
-    doubt = uncertainty**UNCERTAINTY_POWER
-    value = doubt * (probabilities @ counts**-BALANCE_POWER)
-    order = np.argsort(-value, kind="stable")
-    candidates = order[:CANDIDATES]
     if rows is None:
-        rows = np.arange(len(order))
-    chosen = _choose_jointly(
-        _directions(pool_features[rows[candidates]], pool_features[thinned(rows, SCALED_BY)]),
-        probabilities[candidates],
-        doubt[candidates],
-        counts,
+        rows = np.arange(len(uncertainty))
+    counts = 1.0 + np.bincount(labels, minlength=probabilities.shape[1])
+    quality = uncertainty * (probabilities @ counts**-BALANCE_POWER)
+    order = np.argsort(-quality, kind="stable")
+    candidates, others = order[:CANDIDATES], order[CANDIDATES:]
+    stood_for = thinned(np.arange(len(rows)), DOUBTFUL_CROPS)
+    reference = pool_features[rows[stood_for]]
+    similarity = _directions(pool_features[rows[candidates]], reference) @ (
+        _directions(reference, reference).T
     )
-    left = np.ones(len(order), np.bool_)
-    left[candidates[chosen]] = False
-    return np.concatenate([candidates[chosen], order[left[order]]])
-
-
-def _choose_jointly(
-    directions: FloatArray,
-    probabilities: FloatArray,
-    doubt: Float64Array,
-    counts: Float64Array,
-) -> IntArray:
-    """Greedy choice among the candidates; see `balanced_diverse_order`."""
-    counts = counts.copy()
-    similarity = np.zeros(len(directions))
-    is_free = np.ones(len(directions), np.bool_)
-    chosen: list[int] = []
-    for _ in range(min(JOINTLY_CHOSEN, len(directions))):
-        value = (
-            doubt * (probabilities @ counts**-BALANCE_POWER) * (1 - SIMILARITY_WEIGHT * similarity)
-        )
-        best = int(np.where(is_free, value, -1).argmax())
-        is_free[best] = False
-        chosen.append(best)
-        counts += probabilities[best]
-        similarity = np.maximum(similarity, directions @ directions[best])
-    return np.array(chosen, np.int64)
+    value = _representation_gains(
+        similarity,
+        np.zeros(len(stood_for), np.float32),
+        weight=uncertainty[stood_for].astype(np.float32),
+        quality=quality[candidates],
+    )
+    return np.concatenate([candidates[np.argsort(-value, kind="stable")], others])
 
 
 def _directions(features: FloatArray, reference: FloatArray) -> FloatArray:
@@ -214,36 +193,54 @@ def cold_start_priorities(
         labelled = _directions(thinned(labelled_features, REFERENCE_CROPS), reference)
         covered = (directions @ labelled.T).max(axis=1).clip(0)
     gain = np.zeros(n_crops)
-    gain[compared] = _representation_gains(directions @ directions.T, covered)
+    gain[compared] = _representation_gains(
+        directions @ directions.T,
+        covered,
+        weight=np.ones(len(compared), np.float32),
+        quality=np.ones(len(compared)),
+    ).clip(0, 1)
     return priorities_along(np.argsort(-gain, kind="stable"), gain)
 
 
-def _representation_gains(similarity: FloatArray, covered: FloatArray) -> Float64Array:
+def _representation_gains(
+    similarity: FloatArray,
+    covered: FloatArray,
+    *,
+    weight: FloatArray,
+    quality: Float64Array,
+) -> Float64Array:
     """What each crop adds to the mean similarity to the nearest chosen, when it is its turn.
 
     Args:
-        similarity: of each to each, (N, N).
-        covered: largest similarity to what was chosen before, at least 0, (N,).
+        similarity: of N crops to the M crops that they are to stand for, (N, M).
+        covered: largest similarity to what was chosen before, at least 0, (M,).
+        weight: of each of these in the mean, (M,).
+        quality: what the gain of each crop is multiplied with, at least 0, (N,).
 
     Returns:
-        (N,) in [0, 1]; of the crops behind the jointly chosen, what they would add after those.
+        (N,), at least 0; of the crops behind the jointly chosen, what they would add after those.
 
     Source:
-        The greedy choice is within 1 - 1/e of the best: Nemhauser, Wolsey & Fisher 1978. Gains only
-        fall, so that few have to be computed again: Minoux 1978, "Accelerated Greedy Algorithms for
-        Maximizing Submodular Set Functions".
+        The greedy choice is within 1 - 1/e of the best: Nemhauser, Wolsey & Fisher 1978 (with
+        qualities of one). Gains only fall, so that few have to be computed again: Minoux 1978,
+        "Accelerated Greedy Algorithms for Maximizing Submodular Set Functions".
     """
+
+    def gain_of(row: int) -> float:
+        added = np.maximum(similarity[row] - covered, 0)
+        return float(quality[row] * (added @ weight) / len(weight))
+
     gain = np.full(len(similarity), np.inf)
     is_chosen = np.zeros(len(similarity), np.bool_)
     while is_chosen.sum() < min(JOINTLY_CHOSEN, len(similarity)):
         best = int(np.where(is_chosen, -1, gain).argmax())
-        gain[best] = np.maximum(similarity[best] - covered, 0).mean()
+        gain[best] = gain_of(best)
         if gain[best] >= gain[~is_chosen].max():
             is_chosen[best] = True
             covered = np.maximum(covered, similarity[best])
-    left = np.flatnonzero(~is_chosen)
-    gain[left] = [np.maximum(similarity[row] - covered, 0).mean() for row in left]
-    return gain.clip(0, 1)
+    for row in np.flatnonzero(~is_chosen):
+        gain[row] = gain_of(row)
+    return gain
 
 
 def _random(mc_probabilities: FloatArray, seed: int) -> Float64Array:

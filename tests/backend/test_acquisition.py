@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from backend import acquisition
 from backend.acquisition import (
     PRIORITY_STEP,
-    balanced_diverse_order,
     cold_start_priorities,
     priorities_along,
     queue_priorities,
+    representative_order,
 )
 from backend.errors import DivergedError
 from backend.settings import Acquisition
@@ -79,7 +79,7 @@ def test_of_equally_uncertain_crops_the_rare_class_comes_first() -> None:
     probabilities = np.array([[0.6, 0.4, 0], [0.6, 0.4, 0], [0, 0.4, 0.6], [1, 0, 0]], np.float32)
     labels = np.repeat([0, 1], [50, 30])
     uncertainty = margin_uncertainty(probabilities)
-    order = balanced_diverse_order(features, probabilities, uncertainty, labels)
+    order = representative_order(features, probabilities, uncertainty, labels)
     assert order[0] == 2
     assert order[-1] == 3
 
@@ -90,16 +90,59 @@ def test_a_copy_of_a_chosen_crop_waits() -> None:
     features[1] = features[0]
     probabilities = np.tile(np.array([0.5, 0.5], np.float32), (12, 1))
     uncertainty = np.array([1.0, 0.999, *np.linspace(0.9, 0.8, 10)])
-    order = balanced_diverse_order(features, probabilities, uncertainty, np.array([0, 1]))
+    order = representative_order(features, probabilities, uncertainty, np.array([0, 1]))
     assert order[0] == 0
     assert order[-1] == 1
+
+
+def test_of_equally_uncertain_crops_those_that_stand_for_most_doubt_come_first() -> None:
+    """Of five groups the largest is certain but for one crop, so that it stands for little."""
+    features, cluster = clustered_features()
+    probabilities = np.tile(np.array([0.6, 0.4], np.float32), (380, 1))
+    probabilities[1:200] = [1, 0]
+    uncertainty = margin_uncertainty(probabilities)
+    order = representative_order(features, probabilities, uncertainty, np.array([0, 1]))
+    assert cluster[order[:5]].tolist() == [1, 2, 3, 4, 0]
+    assert set(order[-199:]) == set(range(1, 200))
+
+
+def test_queue_choices_are_the_best_by_a_plain_greedy_search() -> None:
+    features = np.random.default_rng(1).normal(size=(200, 6)).astype(np.float32)
+    mean = draw(200).mean(axis=0)
+    uncertainty, labels = margin_uncertainty(mean), np.array([0, 0, 0, 1, 2, 2])
+    order = representative_order(features, mean, uncertainty, labels)
+    standardised = (features - features.mean(axis=0)) / features.std(axis=0)
+    unit = standardised / np.linalg.norm(standardised, axis=1, keepdims=True)
+    similarity = (unit @ unit.T).clip(0)
+    balance = mean @ np.array([4.0, 2, 3, 1]) ** -0.25
+    chosen: list[int] = []
+    covered = np.zeros(200)
+    for _ in range(30):
+        gains = np.maximum(similarity - covered, 0) @ uncertainty
+        values = uncertainty * balance * gains
+        values[chosen] = -1
+        chosen.append(int(np.argmax(values)))
+        covered = np.maximum(covered, similarity[chosen[-1]])
+    assert order[:30].tolist() == chosen
+
+
+def test_queue_of_more_crops_than_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acquisition, "DOUBTFUL_CROPS", 50)
+    monkeypatch.setattr(acquisition, "CANDIDATES", 100)
+    features, cluster = clustered_features()
+    probabilities = np.tile(np.array([0.6, 0.4], np.float32), (380, 1))
+    uncertainty = np.random.default_rng(0).uniform(0.8, 1, 380)
+    order = representative_order(features, probabilities, uncertainty, np.array([0, 1]))
+    assert sorted(order) == list(range(380))
+    assert cluster[order[:3]].tolist() == [0, 1, 2]
+    assert (np.diff(uncertainty[order[100:]]) <= 0).all()
 
 
 def test_every_crop_is_ordered_once() -> None:
     mc_probabilities = draw(900)
     mean = mc_probabilities.mean(axis=0)
     features = np.random.default_rng(0).normal(size=(900, 8)).astype(np.float32)
-    order = balanced_diverse_order(features, mean, margin_uncertainty(mean), np.array([0, 1]))
+    order = representative_order(features, mean, margin_uncertainty(mean), np.array([0, 1]))
     assert sorted(order) == list(range(900))
 
 
