@@ -6,6 +6,7 @@ score of them.
 """
 
 from collections.abc import Callable
+from heapq import heappop, heappush
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,11 +109,10 @@ def representative_order(
     candidates, others = order[:CANDIDATES], order[CANDIDATES:]
     stood_for = thinned(np.arange(len(rows)), DOUBTFUL_CROPS)
     reference = pool_features[rows[stood_for]]
-    similarity = _directions(pool_features[rows[candidates]], reference) @ (
-        _directions(reference, reference).T
-    )
+    scaling = _scaling(reference)
+    directions = _directions(pool_features[rows[candidates]], scaling)
     value = _representation_gains(
-        similarity,
+        directions @ _directions(reference, scaling).T,
         np.zeros(len(stood_for), np.float32),
         weight=uncertainty[stood_for].astype(np.float32),
         quality=quality[candidates],
@@ -120,13 +120,20 @@ def representative_order(
     return np.concatenate([candidates[np.argsort(-value, kind="stable")], others])
 
 
-def _directions(features: FloatArray, reference: FloatArray) -> FloatArray:
-    """Features standardised by the reference's mean and spread, scaled to length one."""
-    mean, spread = reference.mean(axis=0), reference.std(axis=0)
-    inverse = np.where(spread > 0, 1 / np.maximum(spread, 1e-6), 0)
-    standardised = (features - mean) * inverse
-    length = np.linalg.norm(standardised, axis=1, keepdims=True)
-    return np.asarray(standardised / np.maximum(length, 1e-6), np.float32)
+def _scaling(reference: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Mean of each feature and one over its spread, which is 0 where all crops are alike."""
+    spread = reference.std(axis=0)
+    return reference.mean(axis=0), np.where(spread > 0, 1 / np.maximum(spread, 1e-6), 0)
+
+
+def _directions(features: FloatArray, scaling: tuple[FloatArray, FloatArray]) -> FloatArray:
+    """Features standardised, and scaled to length one."""
+    mean, inverse_spread = scaling
+    directions = features - mean
+    directions *= inverse_spread
+    length = np.linalg.norm(directions, axis=1, keepdims=True)
+    directions /= np.maximum(length, 1e-6)
+    return directions
 
 
 def priorities_along(order: IntArray, uncertainty: Float64Array) -> Float64Array:
@@ -186,11 +193,11 @@ def cold_start_priorities(
     if n_unusable:
         raise DivergedError(f"{n_unusable} cells have no finite features.", hint=_UNFIT_WEIGHTS)
     compared = thinned(np.arange(n_crops), REFERENCE_CROPS)
-    reference = pool_features[compared]
-    directions = _directions(reference, reference)
+    scaling = _scaling(pool_features[compared])
+    directions = _directions(pool_features[compared], scaling)
     covered = np.zeros(len(compared), np.float32)
     if len(labelled_features):
-        labelled = _directions(thinned(labelled_features, REFERENCE_CROPS), reference)
+        labelled = _directions(thinned(labelled_features, REFERENCE_CROPS), scaling)
         covered = (directions @ labelled.T).max(axis=1).clip(0)
     gain = np.zeros(n_crops)
     gain[compared] = _representation_gains(
@@ -230,15 +237,18 @@ def _representation_gains(
         added = np.maximum(similarity[row] - covered, 0)
         return float(quality[row] * (added @ weight) / len(weight))
 
-    gain = np.full(len(similarity), np.inf)
-    is_chosen = np.zeros(len(similarity), np.bool_)
-    while is_chosen.sum() < min(JOINTLY_CHOSEN, len(similarity)):
-        best = int(np.where(is_chosen, -1, gain).argmax())
-        gain[best] = gain_of(best)
-        if gain[best] >= gain[~is_chosen].max():
-            is_chosen[best] = True
-            covered = np.maximum(covered, similarity[best])
-    for row in np.flatnonzero(~is_chosen):
+    gain = np.zeros(len(similarity))
+    waiting = [(-np.inf, row) for row in range(len(similarity))]
+    n_chosen = 0
+    while waiting and n_chosen < JOINTLY_CHOSEN:
+        _, row = heappop(waiting)
+        gain[row] = gain_of(row)
+        if waiting and gain[row] < -waiting[0][0]:
+            heappush(waiting, (-gain[row], row))
+        else:
+            covered = np.maximum(covered, similarity[row])
+            n_chosen += 1
+    for _, row in waiting:
         gain[row] = gain_of(row)
     return gain
 
