@@ -23,11 +23,11 @@ PRIORITY_STEP = 1e-7  # least distance of two priorities
 
 # Labels are few before the next retraining, so only the head of the queue is chosen jointly.
 JOINTLY_CHOSEN = 60
-CANDIDATES = 400
+CANDIDATES = 400  # of the queue, to choose from; 60 or all are as good (measured, docs/model.md)
 BALANCE_POWER = 0.25
-REFERENCE_CROPS = 4096
+REFERENCE_CROPS = 4096  # of the pool, at cold start: to choose from, and to be stood for
 DOUBTFUL_CROPS = 2048  # of the queue, for which the chosen ones are to stand
-SCALED_AT_ONCE = 256
+SCALED_AT_ONCE = 256  # crops: 3 MB
 
 _UNFIT_WEIGHTS = "The trunk's weights do not fit its pictures: check CELLAI_WEIGHTS."
 
