@@ -149,11 +149,10 @@ def learning_numbers(runs: Sequence[Run]) -> Iterator[tuple[str, float]]:
             for name in ("ece_before", "ece_after", "brier_before", "brier_after"):
                 errors = [getattr(point, name) for point in points]
                 yield f"{name}_{n_labels}_{dataset}", float(np.median(errors))
-            yield f"risk_half_{n_labels}_{dataset}", _risk_half(points)
+            yield from _risk_half(f"{n_labels}_{dataset}", points)
         yield f"brier_before_{dataset}", float(np.median([point.brier_before for point in last]))
         yield f"brier_after_{dataset}", float(np.median([point.brier_after for point in last]))
-        yield f"risk_half_{dataset}", _risk_half(last)
-        yield f"risk_half_median_{dataset}", float(np.median([_risk_half([p]) for p in last]))
+        yield from _risk_half(dataset, last)
         yield f"errors_{dataset}", sum(point.n_errors for point in last)
 
 
@@ -236,12 +235,16 @@ def _lowest_gain(ours: Sequence[Run], rnd: Sequence[Run]) -> float:
     return lowest
 
 
-def _risk_half(points: Sequence[Point]) -> float:
-    """Share of the errors of all splits that lie in their most certain halves.
+def _risk_half(name: str, points: Sequence[Point]) -> Iterator[tuple[str, float]]:
+    """Share of a split's errors that lie in its most certain half: the median, and of all together.
 
-    Of all together: one split has ten errors, or two, of which a single one is a tenth or a half.
+    Both, since one split may have two errors, of which a single one is a half.
     """
-    return sum(p.n_certain_errors for p in points) / max(sum(p.n_errors for p in points), 1)
+    shares = [point.n_certain_errors / max(point.n_errors, 1) for point in points]
+    yield f"risk_half_{name}", float(np.median(shares))
+    n_errors = sum(point.n_errors for point in points)
+    n_certain = sum(point.n_certain_errors for point in points)
+    yield f"risk_half_together_{name}", n_certain / max(n_errors, 1)
 
 
 def _rare_share(run: Run) -> float:
