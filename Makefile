@@ -29,9 +29,10 @@ demo: setup ## start everything on generated cells; Ctrl+C stops it
 	$(BIN)/cellai up $(DATA_DIR)/sample.seg --data-dir $(DATA_DIR) --port $(PORT) --backend-port $(BACKEND_PORT) $(ARGS)
 
 # Each process has a Label Studio of its own (3 GB), hence as many as cores: a third made all slower
-# (measured). A file's tests stay together, in the order of tests/module_order.py.
+# (measured). A file's tests stay together, in the order of tests/module_order.py. Since all compete for
+# the cores, torch's threads hardly wait awake for each other (backend/__init__.py).
 test: setup lint ## lint, type check and all tests, a real Label Studio included
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	GOMP_SPINCOUNT=1000 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-faults: setup ## the long tests: kills, a failing Label Studio, full disks, fuzzing; writes the table of docs/reliability.md
 	$(if $(ARGS),,FAULT_TABLE=docs/reliability.md) $(BIN)/pytest -m faults -n 3 --dist loadfile --no-loadscope-reorder $(or $(ARGS),tests/hostile tests/faults)

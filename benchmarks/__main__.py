@@ -13,6 +13,7 @@ from backend.feature_cache import FeatureCache
 from backend.features import load_trunk
 from backend.weights import resolve_weights
 from benchmarks.compute import Workload, measure_compute
+from benchmarks.contention import contention_numbers
 from benchmarks.finished import FinishedRuns, code_digest, features_digest
 from benchmarks.label_studio_import import import_numbers
 from benchmarks.labelled_features import LabelledFeatures, read_labelled_features
@@ -89,6 +90,8 @@ def _measure_compute(results: Results, *, full: bool) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (32, 96, 96, 3), np.uint8)
     work = Workload(load_trunk(_weights()), pixels)
     for name, value in measure_compute(work):
+        results.add(name, value)
+    for name, value in contention_numbers(_weights()):
         results.add(name, value)
     for name, value in measure_versions(work.trunk, full=full):
         results.add(name, value)

@@ -14,6 +14,7 @@ from seeded_networks import seeded_tensors
 
 from backend.networks import build_network
 from benchmarks import __main__ as benchmark
+from benchmarks.contention import contention_numbers
 from benchmarks.finished import FinishedRuns, features_digest
 from benchmarks.goals import goals
 from benchmarks.labelled_features import LabelledFeatures
@@ -220,6 +221,14 @@ def test_the_curve_is_followed_between_versions(
         for place, score in enumerate(scores, start=1)
     ]
     assert _reached(points, 0.8) == (None if n_labels is None else pytest.approx(n_labels))
+
+
+def test_two_trunks_are_timed_beside_each_other(tmp_path: Path) -> None:
+    weights = tmp_path / "weights.safetensors"
+    safetensors.torch.save_file(seeded_tensors(build_network("vgg16")), weights)
+    numbers = dict(contention_numbers(weights, seconds=0.2))
+    assert numbers["two_trunks_ms_96"] > 0
+    assert numbers["two_trunks_speedup"] > 0
 
 
 @pytest.mark.parametrize(
