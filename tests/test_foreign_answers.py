@@ -40,7 +40,11 @@ LABEL_STUDIO = {
     "GET /api/projects/7/": PROJECT,
     "PATCH /api/projects/7/": PROJECT,
     "POST /api/projects/": PROJECT,
-    "POST /api/projects/7/import": {"task_count": 5},
+    "POST /api/projects/7/import": {
+        "task_count": 5,
+        "annotation_count": 0,
+        "task_ids": [1, 2, 3, 4, 5],
+    },
     "GET /api/tasks/": {"tasks": [], "total": 0},
     "GET /api/storages/localfiles/": [],
     "GET /api/ml/": [],

@@ -2,7 +2,9 @@
 
 import shutil
 import signal
+import sqlite3
 import subprocess
+import threading
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,8 @@ from backend.acquisition import cold_start_priorities
 from backend.feature_cache import FeatureCache, content_key
 from backend.features import load_trunk
 from backend.images import decode
-from converters.importing import BATCH
+from converters.crops import ReadOptions
+from converters.importing import BATCH, ImportOptions, import_sources
 from converters.label_config import TEMPLATE_PATH
 from converters.label_studio import Connection
 from converters.project import create_project, default_title
@@ -32,6 +35,7 @@ from converters.project import create_project, default_title
 pytestmark = pytest.mark.label_studio
 
 N_CELLS = 4 * BATCH
+LOCKED_SECONDS = 8  # Django waits for five
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +47,58 @@ def large_file(tmp_path_factory: pytest.TempPathFactory, sample_file: Path) -> P
         for name in ("phase/images", "amplitude/images", "label/ground_truth"):
             file[name] = sample[name][:][rows]
     return path
+
+
+class LockingConnection(Connection):
+    """Label Studio whose SQLite another writer holds as tasks arrive.
+
+    Attributes:
+        answers: to the imports of tasks.
+    """
+
+    def __init__(self, demo: Installation) -> None:
+        super().__init__(demo.label_studio.url, demo.connection_file.api_key)
+        self._database = demo.data_dir / "label-studio" / "label_studio.sqlite3"
+        self.answers: list[dict[str, Any]] = []
+
+    def post(self, path: str, payload: object, **params: object) -> Any:
+        if not path.endswith("/import"):
+            return super().post(path, payload, **params)
+        writer = sqlite3.connect(self._database, isolation_level=None, check_same_thread=False)
+        with closing(writer):
+            writer.execute("BEGIN IMMEDIATE")
+            release = threading.Timer(LOCKED_SECONDS, writer.execute, ["ROLLBACK"])
+            release.start()
+            self.answers.append(super().post(path, payload, **params))
+            release.join()
+        return self.answers[-1]
+
+
+def test_locked_database_takes_no_label(
+    demo: Installation, sample_file: Path, sample_labels: list[str]
+) -> None:
+    """Label Studio repeats such an import without the labels; they are submitted one by one."""
+    project_id = create_project(
+        demo.label_studio, title="locked import", label_config=TEMPLATE_PATH.read_text()
+    )
+    with closing(LockingConnection(demo)) as connection:
+        report = import_sources(
+            connection,
+            project_id,
+            [sample_file],
+            files_dir=demo.data_dir / "files",
+            options=ImportOptions(read=ReadOptions(limit=6)),
+            on_progress=lambda _: None,
+        )
+    assert report.imported == report.labelled == 6
+    assert [answer["annotation_count"] for answer in connection.answers] == [0]
+    tasks = demo.label_studio.get("api/tasks/", project=project_id, fields="all")["tasks"]
+    assert len(tasks) == 6
+    for task in tasks:
+        (annotation,) = task["annotations"]
+        assert annotation["ground_truth"]
+        (choice,) = annotation["result"]
+        assert choice["value"]["choices"] == [sample_labels[task["data"]["index"]]]
 
 
 def test_killed_import_goes_on_without_loss_or_doubles(
