@@ -18,7 +18,7 @@ from backend.networks import INPUT_PX
 
 ROOT = Path(__file__).resolve().parent.parent
 CROPS = 32
-SECONDS = 5.0
+SECONDS = 3.0
 PROCESSES = 2
 # What the library takes by itself. Source: libgomp, env.c.
 LIBRARY_SPINS = "300000"
