@@ -383,7 +383,8 @@ class OneProject(Connection):
     def post(self, path: str, payload: Any, **_: object) -> Any:
         if path.endswith("import"):
             self._calls.append(f"import {len(payload)} tasks")
-        return {"task_count": len(payload)}
+        task_ids = list(range(1, len(payload) + 1))
+        return {"task_count": len(payload), "annotation_count": 0, "task_ids": task_ids}
 
 
 def test_pictures_are_on_disk_before_tasks_name_them(
