@@ -1,4 +1,4 @@
-"""How fast the trunk is beside another process that computes: `python -m benchmarks.contention`.
+"""How fast the trunk is beside another process that computes; run as a module it is one of them.
 
 So it is where a web process predicts while the job runner reads a pool. How long threads wait awake
 for each other (GOMP_SPINCOUNT, backend/__init__.py) decides it.

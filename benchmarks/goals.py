@@ -66,6 +66,6 @@ def _of_dataset(numbers: Mapping[str, float], dataset: str) -> Iterator[Goal]:
         yield Goal(f"labels_to_95_ratio_{dataset}", ratio, wanted, ratio <= MOST_LABELS_RATIO)
         yield Goal(f"area_gain_{dataset}", area, "above 0", area > 0)
     yield Goal(f"first50_lowest_{dataset}", lowest, "at least 0", lowest >= 0)
+    wanted = f"below {MOST_RISK_HALF:g}"
     for name in (f"risk_half_{dataset}", f"risk_half_together_{dataset}"):
-        wanted = f"below {MOST_RISK_HALF:g}"
         yield Goal(name, numbers[name], wanted, numbers[name] < MOST_RISK_HALF)
